@@ -1,0 +1,112 @@
+"""Flow maps ``(x, t, s) -> x_s``: teacher solvers, oracles and students alike.
+
+A student is mostly affine in its raw output. With ``(X, E)`` the clean sample and noise
+that a prediction ``F`` at ``(x, t)`` implies (see `distilljax.predictions`), the map is
+
+    f(x, t, s) = alpha_s X + sigma_s E = a(t, s) x + b(t, s) F(x, t, s).
+
+On the linear path with a velocity this is ``x + (s - t) F``; on TrigFlow it is
+``cos(t - s) x - sin(t - s) F`` with ``F`` the velocity (``sigma_d`` times the raw
+output); with an x0 prediction it is the DDIM jump; with ``s = 0`` it is the consistency
+function with the boundary built in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.paths import Path, Time, expand, guard, trigflow
+from distilljax.predictions import VELOCITY, F, Prediction, kind_of
+
+Array = jax.Array
+
+
+class FlowMap(Protocol):
+    """Anything that carries a state from time ``t`` to time ``s``."""
+
+    def __call__(self, x: Array, t: Time, s: Time) -> Array: ...
+
+
+def coefficients(
+    path: Path, kind: str | Prediction, t: Array, s: Array
+) -> tuple[Array, Array]:
+    """``(a, b)`` of ``f = a x + b F``, elementwise.
+
+    ``a = (alpha_s b_t - sigma_s a_t) / det``, ``b = (sigma_s alpha_t - alpha_s sigma_t)
+    / det`` with the kind's ``(a_t, b_t)`` and ``det = alpha_t b_t - sigma_t a_t``.
+
+    Args:
+      path: path of the times.
+      kind: kind of ``F``.
+      t: start times.
+      s: end times, shape of ``t``.
+
+    Returns:
+      ``(a, b)``, shape of ``t``. At ``s = t`` they are 1 and 0.
+    """
+    a_t, b_t = kind_of(kind).pair(path, t)
+    alpha_t, sigma_t = path.alpha(t), path.sigma(t)
+    alpha_s, sigma_s = path.alpha(s), path.sigma(s)
+    det = guard(alpha_t * b_t - sigma_t * a_t)
+    return (
+        (alpha_s * b_t - sigma_s * a_t) / det,
+        (sigma_s * alpha_t - alpha_s * sigma_t) / det,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AffineFlowMap:
+    """``f(x, t, s) = a(t, s) x + b(t, s) F(x, t, s)``.
+
+    Attributes:
+      output: network output ``F(x, t, s)`` with parameters and condition bound.
+      path: path of the state and the times.
+      kind: kind of the output.
+      boundary: time at which ``f`` is the identity for ``s = 0``; consistency models on
+        the EDM path set it to ``sigma_min`` (c_skip and c_out of Song et al. 2023, eq.
+        5 with their appendix C).
+    """
+
+    output: Callable[[Array, Time, Time], Array]
+    path: Path
+    kind: Prediction = VELOCITY
+    boundary: float = 0.0
+
+    def coefficients(self, t: Array, s: Array) -> tuple[Array, Array]:
+        """``(a, b)`` for expanded times; see `coefficients`."""
+        if not self.boundary:
+            return coefficients(self.path, self.kind, t, s)
+        sd, shifted = self.path.sigma_d, t - self.boundary
+        skip = sd**2 / (shifted**2 + sd**2)
+        # F on EDM is minus EDM's raw output, hence the sign of c_out.
+        return skip, -sd * shifted / jnp.sqrt(t**2 + sd**2)
+
+    def tangent_scale(self, t: Array, s: Array) -> Array:
+        """Factor that makes ``df/dt`` a bounded direction on the output.
+
+        1 for a velocity (at ``s = t`` the direction is then ``v - F``); ``cos t`` on
+        TrigFlow (sCM, 2024, the ``1/(sigma_d tan t)`` prior weight); for an ``F`` output
+        ``cos(theta) / (sigma_d theta')`` with ``theta = arctan(sigma/(sigma_d alpha))``,
+        which is TrigFlow's direction on any path.
+        """
+        if self.path == trigflow(self.path.sigma_d):
+            unit = jnp.cos(t)
+        elif self.kind is F:
+            angle, rate = jax.jvp(self._angle, (t,), (jnp.ones_like(t),))
+            unit = jnp.cos(angle) / guard(rate)
+        else:
+            return jnp.ones_like(t)
+        return unit / self.path.sigma_d if self.kind is F else unit
+
+    def _angle(self, t: Array) -> Array:
+        return jnp.arctan2(self.path.sigma(t), self.path.sigma_d * self.path.alpha(t))
+
+    def __call__(self, x: Array, t: Time, s: Time) -> Array:
+        """The state at ``s``; see `FlowMap`."""
+        a, b = self.coefficients(expand(t, x), expand(s, x))
+        return a * x + b * self.output(x, t, s)

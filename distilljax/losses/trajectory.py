@@ -1,0 +1,239 @@
+"""Corrections that compare flow maps along trajectories.
+
+Three identities of the exact flow map ``f`` of a velocity ``v`` give every one of them:
+the Eulerian ``d/dt f(x_t, t, s) = 0`` along ``v``, the Lagrangian
+``d/ds f(x, t, s) = v(f, s)`` and the semigroup ``f_{m->s}(f_{t->m}) = f_{t->s}``.
+Derivative losses act on the network output ``F`` of ``f = a x + b F``. Since ``b < 0``
+the direction on ``F`` is *plus* the scaled total derivative (on ``f`` itself it would be
+minus).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.corrections import Correction, correct, toward
+from distilljax.flow_maps import AffineFlowMap, FlowMap
+from distilljax.paths import Time, expand
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+Derivative = Callable[[Callable, tuple, tuple], tuple[Array, Array]]
+
+
+def exact(fn: Callable, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    """Output and derivative by one `jax.jvp`: the primal is not computed again."""
+    return jax.jvp(fn, primals, tangents)
+
+
+def finite_difference(step: float = 1e-3) -> Derivative:
+    """Central difference in place of the jvp, for networks without forward mode.
+
+    Two further evaluations; error ``O(step^2)``, and in bf16 mostly noise.
+
+    Args:
+      step: size of the step in units of the tangents.
+
+    Returns:
+      A function to pass as ``derivative``.
+    """
+
+    def derivative(fn: Callable, primals: tuple, tangents: tuple):
+        def at(h: float) -> Array:
+            moved = jax.tree.map(lambda p, d: sg(p + h * d), primals, tangents)
+            return sg(fn(*moved))
+
+        return fn(*primals), (at(step) - at(-step)) / (2.0 * step)
+
+    return derivative
+
+
+def _times(x: Array, *times: Time) -> tuple[Array, ...]:
+    """Times of one shape [B] or more, so that the tangents have a place to live."""
+    arrays = [jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32)) for t in times]
+    shape = jnp.broadcast_shapes(x.shape[:1], *(a.shape for a in arrays))
+    return tuple(jnp.broadcast_to(a, shape) for a in arrays)
+
+
+def eulerian(
+    flow_map: AffineFlowMap,
+    v: Array,
+    x_t: Array,
+    t: Time,
+    s: Time = 0.0,
+    *,
+    warmup: Array | float = 1.0,
+    derivative: Derivative = exact,
+) -> Correction:
+    """Continuous consistency: ``df/dt`` along ``v`` vanishes at the exact map.
+
+    With ``f = a x + b F``,
+
+        df/dt = (-b')(v - F) + warmup [ a' x + (a + b') v + b dF/dt ],
+
+    primes for the partial derivative in ``t``, and the direction on ``F`` is
+    ``+ tangent_scale * df/dt``. On the linear path it is ``v + (s - t) dF/dt - F``
+    (MeanFlow, eq. 6; AYF-EMD); on TrigFlow with ``s = 0`` it is
+    ``-cos^2 t (F - v) - warmup (cos t sin t x_t + cos t sin t dF/dt)`` (sCM, eq. 8 in
+    network-output space). ``warmup = 0`` is flow matching toward ``v``.
+
+    Args:
+      flow_map: student; its output is evaluated once, with one jvp.
+      v: velocity of the trajectory at ``(x_t, t)``, ``[B, ...]``: of the data, a
+        teacher (guided), or predicted. Constant.
+      x_t: state, shape of ``v``.
+      t: time, scalar, ``[B]`` or more leading axes.
+      s: end time of the map, at most ``t``; 0 is a consistency function.
+      warmup: ratio in [0, 1] that scales the part of the tangent beyond flow matching.
+      derivative: `exact` or `finite_difference(step)`.
+
+    Returns:
+      A correction of the network output; weight ones over the axes of ``t``.
+
+    Gradient flow: through the primal ``F`` only; the tangent, ``v`` and ``x_t`` are
+    constants.
+
+    Numerics: the tangents enter the network premultiplied by ``tangent_scale * b``, so
+    that they vanish as ``s -> t`` and stay bounded at the noise end.
+
+    References:
+      Lu and Song, sCM, 2024, arXiv:2410.11081.
+      Geng et al., Mean Flows for One-step Generative Modeling, 2025, arXiv:2505.13447.
+      Sabour et al., Align Your Flow, 2025, arXiv:2506.14603.
+    """
+    x_t, v = sg(x_t), sg(v)
+    t, s = _times(x_t, t, s)
+    te, se = expand(t, x_t), expand(s, x_t)
+    (a, b), (da, db) = jax.jvp(
+        lambda u: flow_map.coefficients(u, se), (te,), (jnp.ones_like(te),)
+    )
+    scale = flow_map.tangent_scale(te, se)
+    factor = scale * b
+    output, carried = derivative(
+        lambda x, u: flow_map.output(x, u, s),
+        (x_t, t),
+        ((factor * v).astype(x_t.dtype), factor.reshape(t.shape)),
+    )
+    carried = sg(carried)
+    anchor = -scale * db * (v - sg(output))
+    rest = scale * (da * x_t + (a + db) * v) + carried
+    direction = anchor + expand(warmup, x_t) * rest
+    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+
+
+def lagrangian(
+    flow_map: AffineFlowMap,
+    field: Callable[[Array, Time], Array],
+    x_t: Array,
+    t: Time,
+    s: Time,
+) -> Correction:
+    """Derivative in the end time: ``df/ds`` must be the teacher's velocity at ``f``.
+
+    With ``f = a x + b F``, primes for ``d/ds``, the direction on ``F`` is
+    ``(field(f, s) - f') / b'`` with ``f' = a' x + b' F + b dF/ds``; on the linear path
+    ``field(f, s) + (t - s) dF/ds - F`` (AYF-LMD, eq. 8; FreeFlow).
+
+    Args:
+      flow_map: student.
+      field: teacher velocity, evaluated at the student's own point.
+      x_t: state ``[B, ...]``.
+      t: start time.
+      s: end time, at most ``t``.
+
+    Returns:
+      A correction of the network output; weight ones over the axes of the times.
+
+    Gradient flow: through the primal ``F`` only; the field's input is constant.
+
+    References:
+      Sabour et al., Align Your Flow, 2025, arXiv:2506.14603.
+      Boffi et al., Flow Map Matching, 2024, arXiv:2406.07507.
+    """
+    x_t = sg(x_t)
+    t, s = _times(x_t, t, s)
+    te, se = expand(t, x_t), expand(s, x_t)
+    (a, b), (da, db) = jax.jvp(
+        lambda u: flow_map.coefficients(te, u), (se,), (jnp.ones_like(se),)
+    )
+    output, slope = jax.jvp(
+        lambda u: flow_map.output(x_t, t, u), (s,), (jnp.ones_like(s),)
+    )
+    fixed = sg(output)
+    moved = a * x_t + b * fixed
+    rate = da * x_t + db * fixed + b * sg(slope)
+    direction = (sg(field(moved, s)) - rate) / db
+    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+
+
+def consistency(
+    f: FlowMap,
+    f_target: FlowMap,
+    x_t: Array,
+    t: Time,
+    x_tau: Array,
+    tau: Time,
+    s: Time = 0.0,
+) -> Correction:
+    """Discrete consistency: two points of one trajectory must map to the same ``x_s``.
+
+    Output ``f(x_t, t, s)``, target ``f_target(x_tau, tau, s)``, or ``x_tau`` itself where
+    ``tau = s``.
+
+    Args:
+      f: student map.
+      f_target: map of the target: the student, its EMA, or a frozen stage.
+      x_t: state at ``t``, ``[B, ...]``.
+      t: time.
+      x_tau: the neighbouring state (teacher step or shared noise), shape of ``x_t``.
+      tau: its time, ``s <= tau < t``.
+      s: end time.
+
+    Returns:
+      A correction of ``f(x_t, t, s)``; weight ones over the axes of the times.
+
+    Gradient flow: to ``f``; the target is constant.
+
+    References:
+      Song et al., Consistency Models, 2023, arXiv:2303.01469, eq. 7 and 10.
+    """
+    t, tau, s = _times(x_t, t, tau, s)
+    reached = expand(tau, x_t) <= expand(s, x_t)
+    target = jnp.where(reached, x_tau, sg(f_target(x_tau, tau, s)))
+    return toward(f(x_t, t, s), target, jnp.ones(t.shape, jnp.float32))
+
+
+def semigroup(
+    flow_map: AffineFlowMap, target_map: FlowMap, x_t: Array, t: Time, m: Time, s: Time
+) -> Correction:
+    """One jump must equal two: ``f(x, t, s) = f'(f'(x, t, m), m, s)``.
+
+    The direction lives on the network output: ``(target - f) / b``; on the linear path
+    the target is the mean of the two rolled-out velocities weighted by their intervals.
+
+    Args:
+      flow_map: student.
+      target_map: map rolled out for the target: the student, its EMA or a teacher.
+      x_t: state ``[B, ...]``.
+      t: start time.
+      m: middle time, ``s < m < t``.
+      s: end time.
+
+    Returns:
+      A correction of the network output; weight ones over the axes of the times.
+
+    Gradient flow: to the student's single jump; the target is constant.
+
+    References:
+      Frans et al., One Step Diffusion via Shortcut Models, 2024, arXiv:2410.12557.
+      Salimans and Ho, Progressive Distillation, 2022, arXiv:2202.00512.
+    """
+    t, m, s = _times(x_t, t, m, s)
+    target = sg(target_map(target_map(x_t, t, m), m, s))
+    a, b = flow_map.coefficients(expand(t, x_t), expand(s, x_t))
+    output = flow_map.output(x_t, t, s)
+    implied = (target - a * x_t) / b
+    return toward(output, implied, jnp.ones(t.shape, jnp.float32))

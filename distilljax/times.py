@@ -1,0 +1,292 @@
+"""Laws of training times, time grids and schedules over training steps.
+
+All are frozen dataclasses, so that equality means something when methods are composed.
+A law is called with a key, a shape and the path in whose clock the times are wanted;
+fractions are of ``path.t_max``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.paths import Path
+
+Array = jax.Array
+Schedule = float | Callable[[Array], Array]
+
+
+class Law(Protocol):
+    """``(key, shape, path) -> times`` in the path's clock."""
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array: ...
+
+
+class PairLaw(Protocol):
+    """``(key, shape, path) -> (t, s)`` with ``s <= t``."""
+
+    def __call__(
+        self, key: Array, shape: tuple[int, ...], path: Path
+    ) -> tuple[Array, Array]: ...
+
+
+def _inside(t: Array, path: Path) -> Array:
+    return jnp.clip(t, path.t_min, path.t_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform:
+    """Uniform over ``[low, high]``, fractions of the path's clock."""
+
+    low: float = 0.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(
+                f"low and high must be fractions with low < high, got {self.low}, "
+                f"{self.high}"
+            )
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        u = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+        return _inside(u * path.t_max, path)
+
+
+def central(margin: float = 0.02) -> Uniform:
+    """Uniform without a margin at both ends (DMD's generator times)."""
+    return Uniform(margin, 1.0 - margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitNormal:
+    """``t_max sigmoid(N(mean, std^2))`` (Esser et al. 2024; MeanFlow: -0.4, 1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
+        return _inside(u * path.t_max, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormal:
+    """``log(sigma/alpha) ~ N(mean, std^2)`` on any path.
+
+    On EDM the law of ``log sigma``; on TrigFlow that of ``log(sigma_d tan t)`` (sCM).
+    """
+
+    mean: float = -1.0
+    std: float = 1.4
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
+        return _inside(path.time_of_angle(jnp.arctan(ratio)), path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """Always the same time, a fraction of the clock; 1 is pure noise."""
+
+    at: float = 1.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        return jnp.full(shape, self.at * path.t_max, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """``k u / (1 + (k - 1) u)`` of another law's fraction ``u``; k > 1 is noisier."""
+
+    law: Law
+    shift: float = 3.0
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        u = self.law(key, shape, path) / path.t_max
+        out = self.shift * u / (1.0 + (self.shift - 1.0) * u)
+        return _inside(out * path.t_max, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Draws from one of several laws.
+
+    Attributes:
+      parts: ``((share, law), ...)``; the shares add up to 1.
+    """
+
+    parts: tuple[tuple[float, Law], ...]
+
+    def __post_init__(self):
+        total = sum(share for share, _ in self.parts)
+        if not math.isclose(total, 1.0, abs_tol=1e-6):
+            raise ValueError(f"the shares of a mixture must add up to 1, got {total}")
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        pick, *keys = jax.random.split(key, len(self.parts) + 1)
+        u = jax.random.uniform(pick, shape)
+        out, edge = jnp.zeros(shape), 0.0
+        for k, (share, law) in zip(keys, self.parts, strict=True):
+            out = jnp.where(u >= edge, law(k, shape, path), out)
+            edge += share
+        return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Uniform over a list of times in the path's clock (DMD2's step grid)."""
+
+    times: tuple[float, ...]
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        return jax.random.choice(key, jnp.asarray(self.times, jnp.float32), shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two-time law of flow-map training: the larger draw is ``t``, the smaller ``s``.
+
+    Attributes:
+      law: law of both draws.
+      diagonal: share with ``s = t`` (plain flow matching).
+      to_data: share of the rest with ``s = 0``.
+      from_noise: share of all with ``t = t_max``.
+    """
+
+    law: Law = LogitNormal(-0.4, 1.0)
+    diagonal: float = 0.75
+    to_data: float = 0.0
+    from_noise: float = 0.0
+
+    def __call__(
+        self, key: Array, shape: tuple[int, ...], path: Path
+    ) -> tuple[Array, Array]:
+        keys = jax.random.split(key, 5)
+        a, b = self.law(keys[0], shape, path), self.law(keys[1], shape, path)
+        t, s = jnp.maximum(a, b), jnp.minimum(a, b)
+
+        def chosen(k: Array, share: float) -> Array:
+            return jax.random.uniform(k, shape) < share
+
+        t = jnp.where(chosen(keys[2], self.from_noise), path.t_max, t)
+        s = jnp.where(chosen(keys[3], self.to_data), 0.0, s)
+        s = jnp.where(chosen(keys[4], self.diagonal), t, s)
+        return t, s
+
+
+class Grid(Protocol):
+    """``(steps, path) -> times``: ``steps + 1`` decreasing times ending at the data."""
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]: ...
+
+
+def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
+    """Returns decreasing times as floats.
+
+    Raises:
+      ValueError: with fewer than two times, or times that do not decrease.
+    """
+    out = tuple(float(t) for t in times)
+    if len(out) < 2:
+        raise ValueError(f"times must hold a start and an end, got {out}: 0 steps")
+    if any(a <= b for a, b in zip(out[:-1], out[1:], strict=True)):
+        raise ValueError(f"times must decrease strictly from noise to data, got {out}")
+    return out
+
+
+def _checked_steps(steps: int) -> int:
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class EvenGrid:
+    """Equal steps of the clock from ``start * t_max`` to 0."""
+
+    start: float = 1.0
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = _checked_steps(steps)
+        top = self.start * path.t_max
+        return check_times(tuple(top * (1.0 - i / n) for i in range(n + 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class KarrasGrid:
+    """``(a^(1/rho) + i/(n-1) (b^(1/rho) - a^(1/rho)))^rho`` in sigma/alpha, then 0.
+
+    Attributes:
+      sigma_min: last noise-to-signal ratio before 0.
+      sigma_max: first one.
+      rho: 7 in EDM.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = _checked_steps(steps)
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        ratios = [(hi + i / max(n - 1, 1) * (lo - hi)) ** self.rho for i in range(n)]
+        angles = jnp.arctan(jnp.asarray(ratios, jnp.float32))
+        return check_times((*map(float, path.time_of_angle(angles)), 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableGrid:
+    """Times chosen by hand for some numbers of steps, another grid for the others.
+
+    Attributes:
+      starts: per entry the start times of all steps, in the path's clock; the end 0 is
+        added. The number of steps is the length.
+      other: grid for numbers of steps without an entry.
+    """
+
+    starts: tuple[tuple[float, ...], ...]
+    other: Grid = EvenGrid()
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        for row in self.starts:
+            if len(row) == _checked_steps(steps):
+                return check_times((*row, 0.0))
+        return self.other(steps, path)
+
+
+def value_at(schedule: Schedule, step: Array | int) -> Array:
+    """A schedule's value at a training step, float32."""
+    value = schedule(jnp.asarray(step)) if callable(schedule) else schedule
+    return jnp.asarray(value, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ramp:
+    """Linear from ``start`` to ``end`` over ``steps``, constant after."""
+
+    steps: int
+    start: float = 0.0
+    end: float = 1.0
+
+    def __call__(self, step: Array) -> Array:
+        share = jnp.clip(step / max(self.steps, 1), 0.0, 1.0)
+        if self.steps <= 0:
+            share = jnp.ones_like(share)
+        return self.start + (self.end - self.start) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Product of two schedules (weights multiply under compose)."""
+
+    a: Schedule
+    b: Schedule
+
+    def __call__(self, step: Array) -> Array:
+        return value_at(self.a, step) * value_at(self.b, step)
