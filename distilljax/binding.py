@@ -1,0 +1,389 @@
+"""Networks as pure functions, and networks bound to parameters inside a loss.
+
+A network is ``apply(params, x, t, cond=None, s=None, *, taps=False, rng=None) -> out |
+(out, taps)`` together with the path it was trained on and the kind of its prediction.
+Times reach ``apply`` as float32 arrays over the leading axes of ``x`` in the network's
+own clock; ``x`` arrives divided by the path's ``sigma_d`` (for kind ``F`` by
+``path.scale(t)``), and outputs are scaled back to data units here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import fields
+from distilljax.errors import unknown
+from distilljax.fields import Field
+from distilljax.flow_maps import AffineFlowMap
+from distilljax.paths import Path, Time, expand, linear, trigflow
+from distilljax.predictions import (
+    EPS,
+    SCORE,
+    VELOCITY,
+    F,
+    Prediction,
+    carry,
+    decompose,
+    kind_of,
+    recompose,
+)
+
+Array = jax.Array
+Params = Any
+Condition = Any
+
+CAPABILITIES = frozenset(
+    {"jvp", "taps", "second_time", "null", "cache", "blocks", "dropout"}
+)
+
+
+class Apply(Protocol):
+    """The functional form of a network; see the module docstring."""
+
+    def __call__(
+        self,
+        params: Params,
+        x: Array,
+        t: Array,
+        cond: Condition = None,
+        s: Array | None = None,
+        *,
+        taps: bool = False,
+        rng: Array | None = None,
+    ) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network without parameters.
+
+    Attributes:
+      name: how errors call it.
+      apply: the function; see `Apply`.
+      init: ``key -> params``, a pytree of arrays.
+      path: path on which it predicts; None for discriminators, rewards, decoders.
+      prediction: kind of its prediction, or its name; None likewise.
+      capabilities: subset of ``jvp, taps, second_time, null, cache, blocks, dropout``.
+      null: condition -> null condition of the same structure, for guidance.
+      functions: further pure functions ``(params, ...)`` by name: ``logits``,
+        ``encode``, ``decode``, ``value``.
+      num_classes: labels that it accepts are ``0 .. num_classes - 1``; None if the
+        condition is no label.
+    """
+
+    name: str
+    apply: Apply | None
+    init: Callable[[Array], Params]
+    path: Path | None = None
+    prediction: Prediction | str | None = None
+    capabilities: frozenset[str] = frozenset({"jvp"})
+    null: Callable[[Condition], Condition] | None = None
+    functions: Mapping[str, Callable] = dataclasses.field(default_factory=dict)
+    num_classes: int | None = None
+
+    def __post_init__(self):
+        for capability in self.capabilities:
+            if capability not in CAPABILITIES:
+                raise ValueError(unknown("capability", capability, CAPABILITIES))
+        if self.prediction is not None:
+            object.__setattr__(self, "prediction", kind_of(self.prediction))
+        if (self.path is None) != (self.prediction is None):
+            raise ValueError(
+                f"network {self.name!r}: path and prediction belong together, got "
+                f"path={self.path} and prediction={self.prediction}; say on which path "
+                "it was trained and what it predicts, for example "
+                "path=paths.linear(), prediction='velocity'"
+            )
+
+
+def flow_output(path: Path) -> Prediction:
+    """Kind in which flow maps of a path are affine: velocity where that is regular."""
+    sd = path.sigma_d
+    return VELOCITY if path in (linear(sd), trigflow(sd)) else F
+
+
+def _times(x: Array, t: Time) -> Array:
+    t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))
+    return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bound:
+    """A role inside a loss: a network with its parameters.
+
+    Attributes:
+      role: name of the role.
+      network: its network.
+      params: its parameters.
+      key: dropout key, None for evaluation mode.
+    """
+
+    role: str
+    network: Network
+    params: Params
+    key: Array | None = None
+
+    @property
+    def path(self) -> Path:
+        """Path of the network.
+
+        Raises:
+          ValueError: if the network does not say one.
+        """
+        if self.network.path is None:
+            raise ValueError(
+                f"role {self.role!r}: network {self.network.name!r} does not say its "
+                "path and prediction kind; build it with path= and prediction="
+            )
+        return self.network.path
+
+    @property
+    def kind(self) -> Prediction:
+        """Prediction kind of the network."""
+        _ = self.path
+        assert isinstance(self.network.prediction, Prediction)
+        return self.network.prediction
+
+    def rng(self, key: Array | None) -> Bound:
+        """The same role with a dropout key; pass one key to both passes of a target."""
+        return dataclasses.replace(self, key=key)
+
+    def detached(self) -> Bound:
+        """The same role with parameters that get no gradient; inputs still do."""
+        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+
+    def apply(
+        self,
+        x: Array,
+        t: Time,
+        cond: Condition = None,
+        s: Time | None = None,
+        *,
+        taps: bool = False,
+    ) -> Any:
+        """Raw network output in the network's own clock and normalisation.
+
+        Args:
+          x: state as the network sees it, ``[B, ...]``.
+          t: time in the network's clock, scalar or leading axes.
+          cond: condition pytree.
+          s: second time; only for networks with ``second_time``.
+          taps: also return intermediate features.
+
+        Returns:
+          The output, or ``(output, taps)``.
+        """
+        if self.network.apply is None:
+            raise ValueError(
+                f"role {self.role!r}: network {self.network.name!r} has no apply; call "
+                f"one of its functions: {sorted(self.network.functions)}"
+            )
+        options = {} if self.key is None else {"rng": self.key}
+        if taps:
+            self._require("taps")
+            options["taps"] = True
+        if s is not None:
+            self._require("second_time")
+            s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
+        return self.network.apply(self.params, x, _times(x, t), cond, s, **options)
+
+    def call(self, name: str, *args, **kwargs) -> Any:
+        """Another declared function of the network (``logits``, ``decode``, ...)."""
+        if name not in self.network.functions:
+            raise ValueError(
+                unknown(f"function of {self.network.name!r}", name, self.network.functions)
+            )
+        return self.network.functions[name](self.params, *args, **kwargs)
+
+    def _require(self, capability: str) -> None:
+        if capability not in self.network.capabilities:
+            raise ValueError(
+                f"role {self.role!r} needs a network with {capability!r}, and "
+                f"{self.network.name!r} has {sorted(self.network.capabilities)}"
+            )
+
+    def _units(self, x: Array, t: Time) -> tuple[Array, Array | float]:
+        """Input as the network sees it, and the factor of its output."""
+        sd = self.path.sigma_d
+        if self.kind is F:
+            return x / self.path.scale(expand(t, x)), 1.0
+        scale = {EPS: 1.0, SCORE: 1.0 / sd}.get(self.kind, sd)
+        return (x if sd == 1.0 else x / sd), scale
+
+    def _own(
+        self, cond: Condition, x: Array, t: Time, s: Time | None, taps: bool = False
+    ) -> Any:
+        """Prediction in data units on the network's own path."""
+        inner, scale = self._units(x, t)
+        out = self.apply(inner, t, cond, s, taps=taps)
+        if taps:
+            return out[0] * scale, out[1]
+        return out if isinstance(scale, float) and scale == 1.0 else out * scale
+
+    def prediction(
+        self,
+        cond: Condition = None,
+        *,
+        kind: str | Prediction | None = None,
+        path: Path | None = None,
+    ) -> Field:
+        """The network as a field of any kind on any path.
+
+        Args:
+          cond: condition pytree.
+          kind: kind wanted; default the network's.
+          path: path on which the field is called; default the network's.
+
+        Returns:
+          A field in data units.
+        """
+        return fields.viewed(
+            lambda x, t: self._own(cond, x, t, None),
+            self.path,
+            self.kind,
+            on=self.path if path is None else path,
+            as_kind=kind,
+        )
+
+    def denoiser(self, cond: Condition = None, *, path: Path | None = None) -> Field:
+        """``E[x0 | x_t]`` as a field; see `prediction`."""
+        return self.prediction(cond, kind="x0", path=path)
+
+    def velocity(self, cond: Condition = None, *, path: Path | None = None) -> Field:
+        """``dx_t/dt`` as a field (the one-time view of a network); see `prediction`."""
+        return self.prediction(cond, kind=VELOCITY, path=path)
+
+    def denoised_and_taps(
+        self, cond: Condition, x: Array, t: Time, *, path: Path | None = None
+    ) -> tuple[Array, Any]:
+        """Denoiser prediction and intermediate features in one evaluation."""
+        on = self.path if path is None else path
+        x_own, t_own = carry(on, self.path, x, t)
+        out, features = self._own(cond, x_own, t_own, None, taps=True)
+        return decompose(self.path, self.kind, out, x_own, t_own)[0], features
+
+    def guided(
+        self,
+        data: Mapping[str, Any],
+        scale: Time = 1.0,
+        *,
+        kind: str | Prediction = "x0",
+        path: Path | None = None,
+        interval: tuple[float, float] | None = None,
+        rescale: float = 0.0,
+        max_norm: float | None = None,
+        weak: Bound | None = None,
+    ) -> Field:
+        """Guided field ``null + w (cond - null)``; plain when ``scale`` is 1.
+
+        Args:
+          data: batch with ``cond`` and optionally ``null``; see `null_condition`.
+          scale: guidance scale ``w``, scalar or ``[B]``.
+          kind: kind wanted.
+          path: path on which the field is called.
+          interval: times in that path's clock where guidance is on.
+          rescale: see `fields.guide`.
+          max_norm: see `fields.guide`.
+          weak: autoguidance: a weaker role under the same condition takes the place of
+            the null condition.
+
+        Returns:
+          A field in data units.
+        """
+        cond = data.get("cond")
+        strong = self.prediction(cond, kind=kind, path=path)
+        if isinstance(scale, (int, float)) and scale == 1:
+            return strong
+        if weak is not None:
+            away = weak.prediction(cond, kind=kind, path=path)
+        else:
+            away = self.prediction(self.null_condition(data), kind=kind, path=path)
+        return fields.guided(
+            strong, away, scale, interval=interval, rescale=rescale, max_norm=max_norm
+        )
+
+    def null_condition(self, data: Mapping[str, Any]) -> Condition:
+        """The null condition: ``data["null"]`` if present, else the network's.
+
+        Raises:
+          ValueError: if neither exists.
+        """
+        if "null" in data:
+            return data["null"]
+        if self.network.null is None:
+            raise ValueError(
+                f"guidance needs a null condition, and network {self.network.name!r} of "
+                f"role {self.role!r} has none: give it null=, add a field 'null' to the "
+                "batch, or set guidance to 1 (off)"
+            )
+        return self.network.null(data.get("cond"))
+
+    def flow_map(
+        self,
+        cond: Condition = None,
+        *,
+        path: Path | None = None,
+        two_time: bool | None = None,
+        boundary: float = 0.0,
+    ) -> AffineFlowMap:
+        """The network as a flow map ``f = a x + b F`` on any path.
+
+        Args:
+          cond: condition pytree.
+          path: path of the states and times; default the network's.
+          two_time: whether the network is told the end time; default: if it can be.
+          boundary: see `AffineFlowMap`.
+
+        Returns:
+          The flow map. For a network without a second time it is the jump along its
+          prediction, a consistency function at ``s = 0``.
+        """
+        on = self.path if path is None else path
+        kind = flow_output(on)
+        if two_time is None:
+            two_time = "second_time" in self.network.capabilities
+        if two_time:
+            self._require("second_time")
+
+        def output(x: Array, t: Time, s: Time) -> Array:
+            x_own, t_own = carry(on, self.path, x, t)
+            s_own = None
+            if two_time:
+                s_own = carry(on, self.path, x, s)[1]
+            out = self._own(cond, x_own, t_own, s_own)
+            if on == self.path and self.kind is kind:
+                return out
+            pair = decompose(self.path, self.kind, out, x_own, t_own)
+            return recompose(on, kind, *pair, t)
+
+        return AffineFlowMap(output, on, kind, boundary)
+
+
+class Nets:
+    """The bound roles of a phase, by attribute or item."""
+
+    def __init__(self, bound: Mapping[str, Bound]):
+        self._bound = dict(bound)
+
+    def __getitem__(self, role: str) -> Bound:
+        if role not in self._bound:
+            raise KeyError(unknown("role", role, self._bound))
+        return self._bound[role]
+
+    def __getattr__(self, role: str) -> Bound:
+        if role.startswith("_"):
+            raise AttributeError(role)
+        if role not in self._bound:
+            raise AttributeError(unknown("role", role, self._bound))
+        return self._bound[role]
+
+    def __contains__(self, role: object) -> bool:
+        return role in self._bound
+
+    def __iter__(self):
+        return iter(self._bound)

@@ -1,0 +1,206 @@
+"""Draws: computations that several terms of a phase share, run once per update.
+
+A draw is a frozen dataclass ``Context -> pytree``, so that equal draws of one name merge
+when methods are composed. It runs inside the gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.paths import Path
+from distilljax.times import EvenGrid, Grid, Law
+
+if TYPE_CHECKING:
+    from distilljax.context import Context
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """The student's own sample after some steps of its sampler (backward simulation).
+
+    A *case* is a number of steps ``n`` of ``steps`` and an exit step ``k < n``. The steps
+    before the exit run without gradient, each a jump to the data followed by re-noising
+    with fresh noise; the gradient goes through the exit step alone. The input law of
+    every step is then that of sampling with the same grid. Data-free.
+
+    Attributes:
+      steps: numbers of steps that the student shall serve, for example ``(1, 2, 4)``.
+      grid: their time grids.
+      path: path of the states; default the student's network's.
+      two_time: whether the student is told the end time 0.
+      slots: None draws one case for the whole batch (DMD2). Otherwise an integer per
+        case, in the order ``(n, k)`` of ``[(n, k) for n in steps for k in range(n)]``:
+        of every ``sum(slots)`` samples that many take the case, which costs less than
+        the longest rollout and has less variance. The sum must divide the batch.
+      role: the role that is rolled out.
+
+    References:
+      Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867,
+        section 4.4.
+    """
+
+    steps: tuple[int, ...] = (1,)
+    grid: Grid = EvenGrid()
+    path: Path | None = None
+    two_time: bool | None = False
+    slots: tuple[int, ...] | None = None
+    role: str = "student"
+
+    def __post_init__(self):
+        cases = sum(self.steps)
+        if self.slots is not None and (
+            len(self.slots) != cases or min(self.slots) < 0 or sum(self.slots) < 1
+        ):
+            raise ValueError(
+                f"slots must be {cases} integers, one per step of each entry of steps "
+                f"{self.steps}, got {self.slots}"
+            )
+
+    def _cases(self, path: Path) -> list[tuple[tuple[float, ...], int]]:
+        """``(start times of all steps, exit step)`` of every case."""
+        rows = [self.grid(n, path)[:-1] for n in self.steps]
+        return [(row, k) for row in rows for k in range(len(row))]
+
+    def __call__(self, ctx: Context) -> Array:
+        path = ctx.nets[self.role].path if self.path is None else self.path
+        run = self._one_case if self.slots is None else self._split
+        return run(ctx, path)
+
+    def _maps(self, ctx: Context, path: Path, cond: Any) -> tuple[Any, Any]:
+        """The student's map with and without gradient."""
+        student = ctx.nets[self.role]
+        return tuple(
+            net.flow_map(cond, path=path, two_time=self.two_time)
+            for net in (student, student.detached())
+        )
+
+    def _one_case(self, ctx: Context, path: Path) -> Array:
+        live, frozen = self._maps(ctx, path, ctx.cond)
+        cases = self._cases(path)
+        deepest = max(k for _, k in cases)
+        # Schedules are padded so that one table of times serves every case.
+        rows = [row + row[-1:] * (deepest + 1 - len(row)) for row, _ in cases]
+        case = ctx.choice("case", len(cases))
+        times = jnp.asarray(rows, jnp.float32)[case]
+        leave = jnp.asarray([k for _, k in cases])[case]
+        noises = [ctx.normal(f"renoise{i}") for i in range(deepest)]
+        x = path.start(ctx.normal("start"), t=times[0])
+
+        def chain(depth: int):
+            def advance(x: Array) -> Array:
+                for i in range(depth):
+                    clean = sg(frozen(x, times[i], 0.0))
+                    x = path.noise(clean, noises[i], times[i + 1])
+                return x
+
+            return advance
+
+        if deepest:
+            x = jax.lax.switch(leave, [chain(d) for d in range(deepest + 1)], x)
+        return live(sg(x), times[leave], 0.0)
+
+    def _split(self, ctx: Context, path: Path) -> Array:
+        assert self.slots is not None
+        group = sum(self.slots)
+        if ctx.batch_size % group:
+            raise ValueError(
+                f"the batch {ctx.batch_size} must be a multiple of the sum of slots "
+                f"{self.slots} = {group}"
+            )
+        slots = [
+            case
+            for case, count in zip(self._cases(path), self.slots, strict=True)
+            for _ in range(count)
+        ]
+        slots.sort(key=lambda case: case[1])
+
+        def grouped(x: Array, start: int) -> Array:
+            """Slots from ``start`` on, flattened; groups keep the batch sharding."""
+            x = x.reshape((-1, group) + x.shape[1:])[:, start:]
+            return x.reshape((-1,) + x.shape[2:])
+
+        def at(step: int, start: int) -> Array:
+            row = jnp.asarray([times[step] for times, _ in slots[start:]], jnp.float32)
+            return jnp.tile(row, ctx.batch_size // group)
+
+        x = path.start(ctx.normal("start"), t=at(0, 0))
+        left: list[Array] = []
+        start = 0
+        for i in range(slots[-1][1] + 1):
+            stay = sum(k == i for _, k in slots)
+            rows = x.reshape((-1, group - start) + x.shape[1:])
+            left.append(rows[:, :stay])
+            start += stay
+            if start == group:
+                break
+            x = rows[:, stay:].reshape((-1,) + x.shape[1:])
+            cond = jax.tree.map(lambda c, a=start: grouped(c, a), ctx.cond)
+            _, frozen = self._maps(ctx, path, cond)
+            clean = sg(frozen(x, at(i, start), 0.0))
+            x = path.noise(clean, ctx.normal(f"renoise{i}", x), at(i + 1, start))
+        states = jnp.concatenate(left, axis=1)
+        states = states.reshape((ctx.batch_size,) + states.shape[2:])
+        exits = jnp.asarray([times[k] for times, k in slots], jnp.float32)
+        live, _ = self._maps(ctx, path, ctx.cond)
+        return live(sg(states), jnp.tile(exits, ctx.batch_size // group), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renoise:
+    """A shared re-noised point ``{"x_t", "t", "eps"}`` of a sample in the data.
+
+    Attributes:
+      law: law of the time.
+      of: data field that is noised.
+      path: path; default the student's network's.
+    """
+
+    law: Law
+    of: str = "x0"
+    path: Path | None = None
+
+    def __call__(self, ctx: Context) -> dict[str, Any]:
+        path = ctx.nets["student"].path if self.path is None else self.path
+        x = ctx.data[self.of]
+        t = ctx.times("t", self.law, path)
+        eps = ctx.normal("eps", x)
+        return {"x_t": path.noise(x, eps, t), "t": t, "eps": eps}
+
+
+@dataclasses.dataclass(frozen=True)
+class TeacherPairs:
+    """Noise and the sample that the teacher's ODE makes of it, ``{"noise", "x0"}``.
+
+    Attributes:
+      steps: solver steps on an even grid.
+      solver: solver of `distilljax.solvers`; default Heun.
+      guidance: guidance scale ``w`` of the teacher.
+      path: path of the ODE; default the teacher's.
+      role: the teacher.
+    """
+
+    steps: int = 16
+    solver: Any = None
+    guidance: float = 1.0
+    path: Path | None = None
+    role: str = "teacher"
+
+    def __call__(self, ctx: Context) -> dict[str, Array]:
+        from distilljax.solvers import Heun, solve
+
+        teacher = ctx.nets[self.role]
+        path = teacher.path if self.path is None else self.path
+        solver = Heun() if self.solver is None else self.solver
+        field = teacher.guided(ctx.data, self.guidance, kind="velocity", path=path)
+        noise = path.start(ctx.normal("noise"))
+        times = EvenGrid()(self.steps, path)
+        x0 = solve(field, noise, times, path=path, solver=solver, kind="velocity")
+        return {"noise": noise, "x0": sg(x0)}

@@ -1,0 +1,127 @@
+"""The catalogue: every registered method, its source and what it needs.
+
+A method enters with one factory in a family's file and one row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from distilljax.errors import unknown
+from distilljax.method import Citation, Method
+from distilljax.methods.composed import RCM, rcm
+from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
+from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
+from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
+from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+
+__all__ = [
+    "CATALOGUE",
+    "Entry",
+    "build",
+    "cm_cd",
+    "dmd2",
+    "flow_matching",
+    "gdmd",
+    "mean_flow",
+    "rcm",
+    "scm",
+    "sid",
+]
+
+
+class Entry(NamedTuple):
+    """A row of the catalogue.
+
+    Attributes:
+      factory: keyword arguments -> `Method`.
+      cite: the paper.
+      family: as the README groups them.
+      line: what it does, in one line.
+      teacher: whether it distils a teacher.
+    """
+
+    factory: Callable[..., Method]
+    cite: Citation
+    family: str
+    line: str
+    teacher: bool = True
+
+
+CATALOGUE = {
+    "flow_matching": Entry(
+        flow_matching,
+        FLOW_MATCHING,
+        "regression",
+        "velocity regressed on data and noise; makes teachers",
+        teacher=False,
+    ),
+    "cm_cd": Entry(
+        cm_cd,
+        CM_CD,
+        "consistency",
+        "neighbouring points of one teacher trajectory map to one x0",
+    ),
+    "scm": Entry(
+        scm,
+        SCM,
+        "consistency",
+        "continuous-time consistency on TrigFlow through one jvp",
+    ),
+    "mean_flow": Entry(
+        mean_flow,
+        MEAN_FLOW,
+        "flow map",
+        "average velocity between any two times through one jvp",
+    ),
+    "dmd2": Entry(
+        dmd2,
+        DMD2,
+        "distribution matching",
+        "score gap of teacher and fake score, GAN, backward simulation",
+    ),
+    "sid": Entry(
+        sid,
+        SID,
+        "distribution matching",
+        "Fisher divergence by score identities, data-free",
+    ),
+    "rcm": Entry(
+        rcm,
+        RCM,
+        "composed",
+        "continuous-time consistency regularised by distribution matching",
+    ),
+    "gdmd": Entry(
+        gdmd,
+        GDMD,
+        "reward",
+        "a reward scores the target of each score-gap update",
+    ),
+}
+
+
+def build(name: str, **options: Any) -> Method:
+    """Builds a registered method.
+
+    Args:
+      name: registry id.
+      **options: arguments of its factory.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: for an unknown name or option, with the near matches.
+    """
+    import inspect
+
+    if name not in CATALOGUE:
+        raise ValueError(unknown("method", name, CATALOGUE))
+    factory = CATALOGUE[name].factory
+    known = inspect.signature(factory).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown(f"option of method {name!r}", option, known))
+    return factory(**options)

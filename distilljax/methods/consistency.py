@@ -1,0 +1,225 @@
+"""Consistency models: maps to ``t = 0``, discrete and continuous in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import losses, transforms
+from distilljax.context import Context
+from distilljax.corrections import Correction
+from distilljax.losses.trajectory import Derivative, exact
+from distilljax.method import (
+    Citation,
+    Follow,
+    Method,
+    Out,
+    Phase,
+    Role,
+    Sampling,
+    Term,
+    check,
+)
+from distilljax.methods.parts import (
+    TEACHER,
+    dropped,
+    guidance_needs,
+    noised,
+    path_of,
+    per_sample_norm,
+    prior_weight,
+)
+from distilljax.metrics import Metric, half_mse
+from distilljax.paths import Path, trigflow
+from distilljax.sampling import Consistency
+from distilljax.solvers import Heun, Solver, solve
+from distilljax.times import (
+    EvenGrid,
+    Grid,
+    KarrasGrid,
+    Law,
+    LogNormal,
+    Ramp,
+    Schedule,
+    value_at,
+)
+
+Array = jax.Array
+
+CM_CD = Citation(
+    "cm_cd",
+    "Consistency Models",
+    "Song, Dhariwal, Chen, Sutskever",
+    2023,
+    "arXiv:2303.01469",
+    "eq. 7, Algorithm 2",
+)
+SCM = Citation(
+    "scm",
+    "Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models",
+    "Lu, Song",
+    2024,
+    "arXiv:2410.11081",
+    "eq. 8, Algorithm 1",
+)
+
+
+def cm_cd(
+    *,
+    segments: int = 18,
+    grid: Grid = KarrasGrid(),
+    solver: Solver = Heun(),
+    metric: Metric = half_mse,
+    guidance: float = 1.0,
+    target_decay: Schedule = 0.0,
+    path: Path | None = None,
+    boundary: float = 0.0,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Consistency distillation: neighbouring points of one ODE trajectory agree.
+
+    ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one step of the teacher's ODE
+    from ``x_t`` to the next time of the grid (eq. 7).
+
+    Args:
+      segments: number of grid segments, ``N - 1`` of the paper.
+      grid: time grid; the paper's is Karras with rho 7.
+      solver: ODE solver of the teacher's step; Heun in the paper.
+      metric: ``d``; the paper prefers LPIPS, see `metrics.FeatureMetric`.
+      guidance: scale ``w`` of the teacher.
+      target_decay: EMA decay ``mu`` of the target network; 0 copies.
+      path: path; default the teacher's network's.
+      boundary: time at which the map is the identity (``sigma_min`` on EDM); 0 by
+        default, with a grid that ends at 0.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, target.
+    """
+
+    def agree(ctx: Context) -> Array:
+        p = path_of(ctx, path, "teacher")
+        times = jnp.asarray(grid(segments, p), jnp.float32)
+        index = ctx.integers("index", segments)
+        t, tau = times[index], times[index + 1]
+        x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
+        field = ctx.nets.teacher.guided(ctx.data, guidance, kind="velocity", path=p)
+        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind="velocity")
+        f, f_target = (
+            ctx.nets[role].flow_map(
+                ctx.cond, path=p, two_time=False, boundary=boundary
+            )
+            for role in ("student", "target")
+        )
+        c = losses.consistency(f, f_target, x_t, t, x_tau, tau, boundary)
+        return losses.regress(c, metric)
+
+    return check(
+        Method(
+            name="cm_cd",
+            roles={
+                "student": Role(),
+                "teacher": TEACHER._replace(needs=guidance_needs(guidance)),
+                "target": Role(init="student", follow=Follow("student", target_decay)),
+            },
+            phases=(Phase("student", ("student",), (Term("agree", agree),)),),
+            sampling=Sampling(
+                sampling_grid, Consistency(), path, two_time=False, boundary=boundary
+            ),
+            cite=(CM_CD,),
+        )
+    )
+
+
+def scm(
+    *,
+    law: Law = LogNormal(-1.0, 1.4),
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    teacher: bool = True,
+    warmup: Schedule = Ramp(10_000),
+    tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
+    learned_weight: bool = True,
+    prior: bool | None = None,
+    derivative: Derivative = exact,
+    label_dropout: float = 0.0,
+    path: Path = trigflow(),
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """sCM: continuous-time consistency on TrigFlow, distilled (scd) or trained (sct).
+
+    With ``g = cos t df/dt`` from one jvp along the velocity ``v`` (see
+    `losses.eulerian`), ``e^{w(t)} |F - sg(F + g/(|g| + 0.1))|^2 / (2 D) - w(t)``
+    (eq. 8).
+
+    Args:
+      law: times; the paper's ``log(sigma_d tan t) ~ N(-1, 1.4^2)``.
+      guidance: scale ``w`` of the teacher.
+      guidance_interval: times of ``path`` at which guidance is on.
+      teacher: True distils a teacher (scd); False takes the velocity of the data (sct),
+        and the student still starts from a diffusion model under ``init="teacher"``.
+      warmup: ratio in [0, 1] over cycles that scales the tangent beyond flow matching.
+      tangent: transform of the correction: `transforms.normalize_tangent` (with its
+        constant and norm), `transforms.clip`, or None for the plain tangent.
+      learned_weight: adds the role ``log_weight``; off is wiser on small problems,
+        where the weight runs away (its cap is in `losses.learned_weight`).
+      prior: the factor ``1/(sigma_d tan t)`` outside ``g`` that three public codes
+        (FastGen, Sana, TBCM) have and the paper does not; with the learned weight any
+        such factor cancels at its optimum. None: on together with the learned weight.
+      derivative: `losses.exact` or `losses.finite_difference(step)`.
+      label_dropout: share of null conditions in the student's pass (sct).
+      path: TrigFlow with the ``sigma_d`` wanted; other paths work likewise.
+      sampling_grid: times of the sampler; the paper's second time is 1.1.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher (scd), log_weight.
+    """
+
+    def tangents(ctx: Context) -> Out:
+        student = ctx.nets.student
+        x0 = ctx.data["x0"]
+        x_t, t, eps = noised(ctx, x0, law, path)
+        if teacher:
+            v = ctx.nets.teacher.guided(
+                ctx.data,
+                guidance,
+                kind="velocity",
+                path=path,
+                interval=guidance_interval,
+            )(x_t, t)
+        else:
+            v = path.velocity(x0, eps, t)
+        cond, _ = dropped(ctx, student, label_dropout)
+        f = student.flow_map(cond, path=path, two_time=False)
+        kappa = value_at(warmup, ctx.step)
+        c = losses.eulerian(f, v, x_t, t, warmup=kappa, derivative=derivative)
+        size = per_sample_norm(c.direction)
+        c = transforms.drop_nonfinite(c)
+        if tangent is not None:
+            c = tangent(c)
+        values = losses.regress(c)
+        if learned_weight if prior is None else prior:
+            values = prior_weight(path, t) * values
+        if learned_weight:
+            log_weight = ctx.nets.log_weight.call("log_weight", t)
+            values = losses.learned_weight(values, log_weight)
+        return Out(values, {"tangent_norm": jnp.mean(size), "warmup": kappa})
+
+    roles = {"student": Role(needs=frozenset({"jvp"}))}
+    trains = ("student",)
+    if teacher:
+        roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
+    if learned_weight:
+        roles["log_weight"] = Role("log_weight", init="random")
+        trains += ("log_weight",)
+    return check(
+        Method(
+            name="scm",
+            roles=roles,
+            phases=(Phase("student", trains, (Term("tangent", tangents),)),),
+            sampling=Sampling(sampling_grid, Consistency(), path, two_time=False),
+            cite=(SCM,),
+        )
+    )

@@ -1,0 +1,313 @@
+"""Distribution matching with twin score networks: DMD2, SiD, GDMD."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import losses, transforms
+from distilljax.context import Context
+from distilljax.draws import Rollout, TeacherPairs
+from distilljax.method import (
+    Citation,
+    Method,
+    Out,
+    Phase,
+    Role,
+    Sampling,
+    Stage,
+    Term,
+    check,
+)
+from distilljax.methods.parts import (
+    fit_score,
+    fool,
+    noised,
+    path_of,
+    tell_apart,
+    twin_roles,
+)
+from distilljax.paths import Path
+from distilljax.sampling import Consistency
+from distilljax.times import EvenGrid, Grid, Law, Schedule, Uniform, central
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+DMD2 = Citation(
+    "dmd2",
+    "Improved Distribution Matching Distillation for Fast Image Synthesis",
+    "Yin, Gharbi, Park, Zhang, Shechtman, Durand, Freeman",
+    2024,
+    "arXiv:2405.14867",
+    "sections 4.2 to 4.4; gap and normaliser: eq. 7, 8 of arXiv:2311.18828",
+)
+SID = Citation(
+    "sid",
+    "Score identity Distillation",
+    "Zhou, Zheng, Wang, Yin, Huang",
+    2024,
+    "arXiv:2404.04057",
+    "eq. 23, Algorithm 1",
+)
+GDMD = Citation(
+    "gdmd",
+    "Guiding Distribution Matching Distillation with Gradient-Based Reinforcement "
+    "Learning",
+    "Dong, Guo, Bai, Yuan, Luo, Zou",
+    2026,
+    "arXiv:2604.19009",
+)
+
+
+def match_scores(
+    ctx: Context, law: Law, path: Path | None, guidance: float, suffix: str = ""
+):
+    """Normalised DMD correction of ``ctx.data["x"]`` at one re-noised point."""
+    p = path_of(ctx, path)
+    x = ctx.data["x"]
+    x_t, t, _ = noised(ctx, sg(x), law, p, suffix)
+    real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
+    fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+    gap = losses.score_gap(x, real, fake)
+    return transforms.normalize_by_error(gap, reference=real)
+
+
+def dmd2(
+    *,
+    steps: tuple[int, ...] = (1, 2, 4),
+    grid: Grid = EvenGrid(),
+    law: Law = central(0.02),
+    critic_law: Law = Uniform(),
+    guidance: float = 1.0,
+    critic_steps: int = 5,
+    gan_weight: Schedule = 1e-3,
+    gan_critic_weight: Schedule = 1e-2,
+    gan_law: Law = Uniform(),
+    warm_start: int = 0,
+    warm_start_steps: int = 8,
+    slots: tuple[int, ...] | None = None,
+    path: Path | None = None,
+) -> Method:
+    """DMD2: score gap of teacher and fake score, GAN, backward simulation, TTUR.
+
+    Student: ``regress(gap / mean|x - D_real|) + gan_weight softplus(-logit)`` on samples
+    of its own rollout. Critic (``critic_steps`` a cycle): flow matching of the fake
+    score on detached samples and the discriminator on its features, which also trains
+    the trunk.
+
+    Args:
+      steps: numbers of steps that one student shall serve.
+      grid: their time grids, also the sampler's.
+      law: times of the gap.
+      critic_law: times at which the fake score is fitted, the full range.
+      guidance: scale ``w`` of the teacher; the fake score is never guided.
+      critic_steps: critic updates per student update.
+      gan_weight: weight of the generator's GAN term in units of `regress` (the mean
+        over elements); the number 0 leaves the GAN out.
+      gan_critic_weight: weight of the discriminator's loss beside the score fit.
+      gan_law: times of the diffusion GAN, for real and fake independently.
+      warm_start: cycles of plain regression on the teacher's noise-image pairs before
+        matching begins (the released SDXL recipe starts its one-step student so).
+      warm_start_steps: Heun steps of those pairs.
+      slots: see `draws.Rollout`; None draws one exit step for the whole batch.
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Batch: ``cond``; with the GAN also ``x0``. Roles: student, teacher,
+      fake_score, discriminator.
+    """
+    gan = not (isinstance(gan_weight, (int, float)) and gan_weight == 0)
+    draws = {"x": Rollout(steps, grid, path, slots=slots)}
+
+    def match(ctx: Context) -> Array:
+        return losses.regress(match_scores(ctx, law, path, guidance))
+
+    student_terms = (Term("match", match),)
+    critic_terms = (fit_score("fake_score", "x", critic_law, path),)
+    roles = twin_roles(guidance=guidance)
+    trains = ("fake_score",)
+    if gan:
+        student_terms += (fool(gan_law, path, gan_weight),)
+        critic_terms += (tell_apart(gan_law, path, gan_critic_weight),)
+        roles = twin_roles(
+            guidance=guidance,
+            fake_needs=frozenset({"taps"}),
+            discriminator=Role("discriminator", init="random"),
+        )
+        trains += ("discriminator",)
+    stages = ()
+    if warm_start:
+        stages = (Stage(warm_start, (warm_up_pairs(warm_start_steps, guidance, path),)),)
+    return check(
+        Method(
+            name="dmd2",
+            roles=roles,
+            phases=(
+                Phase("fake_score", trains, critic_terms, draws, repeat=critic_steps),
+                Phase("student", ("student",), student_terms, draws),
+            ),
+            batch=frozenset({"x0"} if gan else ()),
+            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            stages=stages,
+            cite=(DMD2,),
+        )
+    )
+
+
+def warm_up_pairs(steps: int, guidance: float, path: Path | None) -> Phase:
+    """Phase that regresses the one-step sample on the teacher's ODE solution."""
+
+    def regress_pairs(ctx: Context) -> Array:
+        pairs = ctx.data["pairs"]
+        p = path_of(ctx, path)
+        f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
+        return losses.regress(
+            losses.toward(f(pairs["noise"], p.t_max, 0.0), pairs["x0"])
+        )
+
+    draw = TeacherPairs(steps, guidance=guidance, path=path)
+    term = Term("pairs_regression", regress_pairs)
+    return Phase("student", ("student",), (term,), {"pairs": draw})
+
+
+def sid(
+    *,
+    alpha: float = 1.2,
+    law: Law = central(0.02),
+    critic_law: Law = Uniform(),
+    guidance: float = 1.0,
+    critic_steps: int = 1,
+    steps: tuple[int, ...] = (1,),
+    grid: Grid = EvenGrid(),
+    path: Path | None = None,
+) -> Method:
+    """SiD: Fisher divergence by score identities, gradient through both networks.
+
+    ``<D_real - D_fake, (D_real - x) - alpha (D_real - D_fake)>`` over
+    ``mean |x - D_real|`` (eq. 23), see `losses.fisher`.
+
+    Args:
+      alpha: 1.2 in the paper; 1/2 is the exact Fisher gradient, 1 is SIM.
+      law: times of the loss.
+      critic_law: times at which the fake score is fitted.
+      guidance: scale ``w`` of the teacher.
+      critic_steps: critic updates per student update; 1 in the paper, 4 on small
+        problems, where 2 are too few.
+      steps: numbers of steps that the student shall serve; the paper's is one.
+      grid: their time grids; ``EvenGrid(start)`` with ``start < 1`` begins at a lower
+        noise level (sigma_init 2.5 on EDM).
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Data-free (``cond`` only). Roles: student, teacher, fake_score.
+    """
+    draws = {"x": Rollout(steps, grid, path)}
+
+    def identities(ctx: Context) -> Array:
+        p = path_of(ctx, path)
+        x = ctx.data["x"]
+        x_t, t, _ = noised(ctx, x, law, p)
+        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
+        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+        return losses.fisher(x, real, fake, alpha=alpha)
+
+    fit = fit_score("fake_score", "x", critic_law, path)
+    return check(
+        Method(
+            name="sid",
+            roles=twin_roles(guidance=guidance),
+            phases=(
+                Phase("fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps),
+                Phase("student", ("student",), (Term("fisher", identities),), draws),
+            ),
+            batch=frozenset(),
+            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            cite=(SID,),
+        )
+    )
+
+
+def gdmd(
+    *,
+    targets: int = 4,
+    strength: float = 1.0,
+    matching: float = 1.0,
+    advantage_bound: float = 5.0,
+    steps: tuple[int, ...] = (1, 2, 4),
+    grid: Grid = EvenGrid(),
+    law: Law = central(0.02),
+    critic_law: Law = Uniform(),
+    guidance: float = 1.0,
+    critic_steps: int = 5,
+    path: Path | None = None,
+) -> Method:
+    """GDMD: a reward scores the *target* of each DMD update and weights that update.
+
+    For every sample, ``targets`` re-noised points give implicit targets ``y_i = x +
+    direction_i``; rewards ``r_i = value(y_i, cond)`` are normalised over the targets of
+    a sample, ``A_i = (r_i - mean)/(std + 1e-4)``, ``rho_i = clip(A_i/(2 bound) + 1/2, 0,
+    1)``, and the update ``i`` has the weight ``matching + strength (2 rho_i - 1)``.
+
+    The defaults are the safe form ``2 rho_i``: DMD when all rewards agree, never an
+    update turned around. It equals plain DMD plus the signed form of mirrored policies
+    ``x+ = x, x- = 2 sg(x) - x``; ``matching = 0`` is the signed form alone, and
+    ``strength > 1`` leans further on the reward. No official code was available: that
+    the target is scored, the group normalisation and the weighting are known from a
+    second-hand reading, the mirrored form is a reconstruction.
+
+    Args:
+      targets: re-noised points per sample, at least 2.
+      strength: share of the reward in the weight.
+      matching: share of plain distribution matching in the weight.
+      advantage_bound: advantage at which the weight saturates.
+      steps: see `dmd2`.
+      grid: see `dmd2`.
+      law: see `dmd2`.
+      critic_law: see `dmd2`.
+      guidance: see `dmd2`.
+      critic_steps: see `dmd2`.
+      path: see `dmd2`.
+
+    Returns:
+      The method. Data-free (``cond`` only). Roles: student, teacher, fake_score, reward
+      (a network with the function ``value(params, x, cond) -> [B]``).
+    """
+    if targets < 2:
+        raise ValueError(
+            f"targets must be at least 2, since rewards are compared within a sample; "
+            f"got {targets}"
+        )
+    draws = {"x": Rollout(steps, grid, path)}
+
+    def rewarded(ctx: Context) -> Out:
+        gaps = [match_scores(ctx, law, path, guidance, str(i)) for i in range(targets)]
+        value = ctx.nets.reward.call
+        scores = sg(jnp.stack([value("value", c.target, ctx.cond) for c in gaps]))
+        spread = jnp.std(scores, axis=0)
+        advantages = (scores - jnp.mean(scores, axis=0)) / (spread + 1e-4)
+        weighted = [
+            transforms.weight_by_reward(
+                c, a, bound=advantage_bound, strength=strength, base=matching
+            )
+            for c, a in zip(gaps, advantages, strict=True)
+        ]
+        values = sum(losses.regress(c) for c in weighted) / targets
+        return Out(
+            values, {"reward": jnp.mean(scores), "reward_spread": jnp.mean(spread)}
+        )
+
+    fit = fit_score("fake_score", "x", critic_law, path)
+    return check(
+        Method(
+            name="gdmd",
+            roles=twin_roles(guidance=guidance, reward=Role("reward", init="given")),
+            phases=(
+                Phase("fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps),
+                Phase("student", ("student",), (Term("rewarded", rewarded),), draws),
+            ),
+            batch=frozenset(),
+            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            cite=(GDMD, DMD2),
+        )
+    )

@@ -1,0 +1,136 @@
+"""Two-time flow maps: average velocities between any ``t`` and ``s``."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import losses, transforms
+from distilljax.context import Context
+from distilljax.losses.trajectory import Derivative, exact
+from distilljax.method import Citation, Method, Out, Phase, Role, Sampling, Term, check
+from distilljax.methods.parts import (
+    TEACHER,
+    dropped,
+    guidance_needs,
+    path_of,
+    per_sample_norm,
+)
+from distilljax.metrics import sum_squares
+from distilljax.paths import Path, expand
+from distilljax.sampling import Deterministic
+from distilljax.times import EvenGrid, Grid, Pair, PairLaw, Schedule, value_at
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+MEAN_FLOW = Citation(
+    "mean_flow",
+    "Mean Flows for One-step Generative Modeling",
+    "Geng, Deng, Bai, Kolter, He",
+    2025,
+    "arXiv:2505.13447",
+    "eq. 6, 11, 19, 22",
+)
+
+
+def mean_flow(
+    *,
+    law: PairLaw = Pair(),
+    teacher: bool = True,
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    omega: float = 1.0,
+    kappa: float = 0.0,
+    p: float = 1.0,
+    eps: float = 1e-2,
+    warmup: Schedule = 1.0,
+    derivative: Derivative = exact,
+    label_dropout: float = 0.0,
+    path: Path | None = None,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """MeanFlow: the average velocity ``u`` regressed on ``v - (t - s) du/dt``.
+
+    ``S / sg[(S + eps)^p]`` with ``S = |u - sg(v - (t - s) du/dt)|^2`` summed over the
+    sample (eq. 11 and 22); ``du/dt`` by one jvp with tangent ``(v, 1, 0)``.
+
+    Args:
+      law: law of ``(t, s)``; the paper's is logit-normal(-0.4, 1), 75 % on the diagonal.
+      teacher: True takes ``v`` from a teacher; False from the data, mixed with the
+        network's own velocity when ``omega`` or ``kappa`` ask for guidance.
+      guidance: scale ``w`` of the teacher.
+      guidance_interval: times of ``path`` at which guidance is on.
+      omega: without a teacher: ``v = omega v + (1 - omega - kappa) u_null + kappa
+        u_cond`` (eq. 19), an effective scale of ``omega / (1 - kappa)``.
+      kappa: see ``omega``.
+      p: power of the adaptive weight; 0 diverges on small problems, 0.5 suits them.
+      eps: constant of the adaptive weight.
+      warmup: ratio in [0, 1] that scales the jvp part; the paper has none.
+      derivative: `losses.exact` or `losses.finite_difference(step)`.
+      label_dropout: share of samples with the null condition, whose velocity is left
+        unguided (without a teacher).
+      path: path; default the student's network's.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
+      teacher.
+    """
+    own = not teacher and (omega != 1.0 or kappa != 0.0)
+
+    def average(ctx: Context) -> Out:
+        way, student = path_of(ctx, path), ctx.nets.student
+        x0 = ctx.data["x0"]
+        t, s = ctx.pair("times", law, way)
+        noise = ctx.normal("eps")
+        x_t = way.noise(x0, noise, t)
+        cond, null_mask = dropped(ctx, student, label_dropout)
+        if teacher:
+            field = ctx.nets.teacher.guided(
+                ctx.data,
+                guidance,
+                kind="velocity",
+                path=way,
+                interval=guidance_interval,
+            )
+            v = field(x_t, t)
+        else:
+            v = way.velocity(x0, noise, t)
+        if own:
+            now = student.detached()
+            null = now.velocity(now.null_condition(ctx.data), path=way)(x_t, t)
+            kept = now.velocity(cond, path=way)(x_t, t) if kappa else 0.0
+            mixed = omega * v + (1.0 - omega - kappa) * null + kappa * kept
+            on = jnp.ones_like(t, bool)
+            if guidance_interval is not None:
+                on = (t >= guidance_interval[0]) & (t <= guidance_interval[1])
+            if null_mask is not None:
+                on = on & ~null_mask
+            v = jnp.where(expand(on.astype(x_t.dtype), x_t) > 0, mixed, v)
+        c = losses.eulerian(
+            student.flow_map(cond, path=way, two_time=True),
+            v,
+            x_t,
+            t,
+            s,
+            warmup=value_at(warmup, ctx.step),
+            derivative=derivative,
+        )
+        size = jnp.mean(per_sample_norm(c.direction))
+        c = transforms.adaptive_l2(transforms.drop_nonfinite(c), p, eps)
+        return Out(losses.regress(c, sum_squares), {"tangent_norm": size})
+
+    needs = {"jvp", "second_time"} | ({"null"} if own or label_dropout else set())
+    roles = {"student": Role(needs=frozenset(needs))}
+    if teacher:
+        roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
+    return check(
+        Method(
+            name="mean_flow",
+            roles=roles,
+            phases=(Phase("student", ("student",), (Term("average", average),)),),
+            sampling=Sampling(sampling_grid, Deterministic(), path, two_time=True),
+            cite=(MEAN_FLOW,),
+        )
+    )

@@ -1,0 +1,209 @@
+"""Few-step sampling: iterate a flow map over a time list with a re-noising rule.
+
+One step is the first case: the list ``(T, 0)``. The sampler is one scan over a static
+list of steps, one program without host round trips.
+
+| rule | step from t to s |
+|---|---|
+| `Deterministic()` | ``f(x, t, s)`` |
+| `Consistency()` | ``x0 = f(x, t, 0)``, then noise ``x0`` to ``s`` with fresh noise |
+| `Gamma(g)` | ``f`` to a level below ``s``, then noise back up to ``s``; 0: the first rule, 1: the second |
+| `SDE(eta)` | step along ``x0 = f(x, t, 0)`` with a share of fresh noise; 0: DDIM |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from distilljax.flow_maps import FlowMap
+from distilljax.paths import Path
+from distilljax.times import check_times
+
+Array = jax.Array
+
+
+class Renoise(Protocol):
+    """``(flow_map, path, x, t, s, eps) -> x_s``; a frozen dataclass."""
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Deterministic:
+    """Chain of jumps, no fresh noise (MeanFlow, shortcut, CTM with gamma 0)."""
+
+    noisy = False
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array:
+        return flow_map(x, t, s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Consistency:
+    """Jump to the data, then re-noise (Song et al. 2023, Algorithm 1; DMD2)."""
+
+    noisy = True
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array:
+        return path.noise(flow_map(x, t, jnp.zeros_like(s)), eps, s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma:
+    """Gamma sampling of consistency trajectory models (Kim et al. 2023, Algorithm 3).
+
+    Jumps to the level at which ``sigma/alpha`` is ``sqrt(1 - gamma^2)`` times that of
+    ``s`` and adds noise back up to ``s``.
+
+    Attributes:
+      gamma: in ``[0, 1]``.
+    """
+
+    gamma: float = 0.5
+    noisy = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array:
+        kept = (1.0 - self.gamma**2) ** 0.5
+        angle = path.angle(s)
+        below = path.time_of_angle(jnp.arctan2(kept * jnp.sin(angle), jnp.cos(angle)))
+        return path.renoise_from(flow_map(x, t, below), below, s, eps)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class SDE:
+    """Ancestral step along the predicted clean sample.
+
+    ``zeta^2 = eta^2 sigma_s^2 (1 - (alpha_t sigma_s / (alpha_s sigma_t))^2)``; 1 is the
+    DDPM posterior of a fixed ``x0``, 0 is DDIM (Song et al. 2020, eq. 16).
+
+    Attributes:
+      eta: share of fresh noise, in ``[0, 1]``.
+    """
+
+    eta: float = 1.0
+    noisy = True
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array:
+        denoised = flow_map(x, t, jnp.zeros_like(s))
+        zeta = self.eta * ancestral_std(path, t, s)
+        return path.step(x, denoised, t, s, zeta=zeta, xi=eps)
+
+
+def ancestral_std(path: Path, t: Array, s: Array) -> Array:
+    """Standard deviation of ``x_s`` given ``x_t`` and ``x0``, elementwise."""
+    shrink = path.alpha(t) * path.sigma(s) / (path.alpha(s) * path.sigma(t))
+    return path.sigma(s) * jnp.sqrt(jnp.maximum(1.0 - shrink**2, 0.0))
+
+
+class Hooks(NamedTuple):
+    """Changes to a sampling run; each is pure.
+
+    Attributes:
+      start: ``x -> x`` on the initial state (stroke, inpainting seed, warm start).
+      project: ``(x, s, index, carry) -> (x, carry)`` after every step (data
+        consistency, tiling); ``carry`` starts as ``carry`` below.
+      guide: ``(flow_map, index) -> flow_map`` before every step.
+      carry: initial chain carry of ``project``, a pytree.
+    """
+
+    start: Callable[[Array], Array] | None = None
+    project: Callable[[Array, Array, Array, Any], tuple[Array, Any]] | None = None
+    guide: Callable[[FlowMap, Array], FlowMap] | None = None
+    carry: Any = None
+
+
+def sample(
+    flow_map: FlowMap | Sequence[FlowMap],
+    x: Array,
+    times: Sequence[float],
+    *,
+    path: Path | None = None,
+    renoise: Renoise = Consistency(),
+    key: Array | None = None,
+    hooks: Hooks = Hooks(),
+    trajectory: bool = False,
+) -> Array | tuple[Array, Array]:
+    """Generates by iterating a flow map over decreasing times.
+
+    Args:
+      flow_map: the student, or one map per step (teacher-first-step, experts).
+      x: state at ``times[0]``, ``[B, ...]``, usually ``path.start(eps)``.
+      times: ``steps + 1`` decreasing times, the last one the end (0 is data).
+      path: path of the states; default the flow map's.
+      renoise: rule of a step.
+      key: randomness of the re-noising; needed by rules with fresh noise when there is
+        more than one step.
+      hooks: see `Hooks`.
+      trajectory: also return the states after every step.
+
+    Returns:
+      The final state, or ``(state, states [steps, B, ...])``.
+
+    Raises:
+      ValueError: on times that do not decrease, 0 steps, a missing key or path, or a
+        list of maps of the wrong length.
+    """
+    times = check_times(tuple(times))
+    steps = len(times) - 1
+    maps = tuple(flow_map) if isinstance(flow_map, (list, tuple)) else None
+    if maps is not None and len(maps) != steps:
+        raise ValueError(f"one flow map per step: {steps} steps, got {len(maps)} maps")
+    first = maps[0] if maps is not None else flow_map
+    path = getattr(first, "path", None) if path is None else path
+    if path is None:
+        raise ValueError("path must be given: the flow map does not say its own")
+    noisy = getattr(renoise, "noisy", True)
+    if key is None and noisy and steps > 1:
+        raise ValueError(
+            f"{type(renoise).__name__} draws fresh noise between {steps} steps: pass key="
+        )
+    if hooks.start is not None:
+        x = hooks.start(x)
+
+    def one(carry, inputs):
+        x, chain = carry
+        index, t, s = inputs
+
+        def advance(f: FlowMap) -> Array:
+            f = f if hooks.guide is None else hooks.guide(f, index)
+            eps = jnp.zeros_like(x)
+            if key is not None and noisy:
+                eps = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+            return renoise(f, path, x, t, s, eps)
+
+        if maps is None:
+            x = advance(flow_map)
+        else:
+            branches = [lambda f=f: advance(f) for f in maps]
+            x = jax.lax.switch(index, branches)
+        if hooks.project is not None:
+            x, chain = hooks.project(x, s, index, chain)
+        return (x, chain), (x if trajectory else None)
+
+    t = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
+    (x, _), states = jax.lax.scan(
+        one,
+        (x, hooks.carry),
+        (jnp.arange(steps), t[:-1], t[1:]),
+        unroll=steps if steps <= 8 else 1,
+    )
+    return (x, states) if trajectory else x

@@ -1,0 +1,125 @@
+"""Small settings of every registered method, shared by the tests of the catalogue.
+
+A method that enters the catalogue enters here, with networks at most 32 wide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import methods
+from distilljax.binding import Network
+from distilljax.method import Method
+from distilljax.times import EvenGrid, LogitNormal, Pair
+from distilljax.training.config import TrainConfig
+from distilljax.training.roles import make_setup
+from distilljax.training.state import create
+from tests import toy
+
+SHAPE = (2,)
+CLASSES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Options of a method and how long its toy run is."""
+
+    options: Mapping[str, Any]
+    cycles: int = 300
+    lr: float = 1e-3
+
+
+CASES = {
+    "flow_matching": Case({"label_dropout": 0.1}),
+    "cm_cd": Case({"segments": 12, "grid": EvenGrid(), "guidance": 1.5}),
+    "scm": Case({"warmup": 0.5}),
+    "mean_flow": Case(
+        {"law": Pair(LogitNormal(-0.4, 1.0), 0.25, 0.3, 0.2), "p": 0.5, "guidance": 1.5}
+    ),
+    "dmd2": Case({"critic_steps": 2, "gan_weight": 0.01, "steps": (1, 2)}),
+    "sid": Case({"critic_steps": 2}),
+    "rcm": Case({"warmup": 0, "critic_steps": 2, "steps": (1, 2)}),
+    "gdmd": Case({"critic_steps": 2, "targets": 2, "steps": (1, 2)}),
+}
+
+
+def reward() -> Network:
+    """Reward ``x[0]``, without parameters that matter."""
+
+    def value(params, x, cond=None):
+        return params["scale"] * x[:, 0]
+
+    return Network(
+        "reward",
+        None,
+        lambda key: {"scale": jnp.ones(())},
+        functions={"value": value},
+    )
+
+
+def log_weight() -> Network:
+    """Learned weight ``w(t)``, linear in time features, zero at the start."""
+
+    def init(key):
+        return {"w": jnp.zeros((2 * len(toy.FREQUENCIES) + 1,))}
+
+    def call(params, t):
+        return toy.time_features(t) @ params["w"]
+
+    return Network("log_weight", None, init, functions={"log_weight": call})
+
+
+def networks(**changes: Any) -> dict[str, Network]:
+    """Networks by key for every method of the catalogue."""
+    return {
+        "backbone": toy.mlp(SHAPE, second_time=True, num_classes=CLASSES),
+        "discriminator": toy.head(num_classes=CLASSES),
+        "log_weight": log_weight(),
+        "reward": reward(),
+        **changes,
+    }
+
+
+def method(name: str) -> Method:
+    """The method under its small settings."""
+    return methods.build(name, **CASES[name].options)
+
+
+def params(nets: Mapping[str, Network], method: Method, seed: int = 0) -> dict[str, Any]:
+    """Parameters of the roles that want theirs given."""
+    given = {
+        name: nets.get(name, nets[role.network]).init(jax.random.key(seed))
+        for name, role in method.roles.items()
+        if role.init == "given"
+    }
+    starts = {role.init for role in method.roles.values()}
+    if "teacher" in starts and "teacher" not in given:
+        given["teacher"] = nets["backbone"].init(jax.random.key(seed))
+    return given
+
+
+def setup(name: str, *, batch_size: int = 16, nets=None, mesh=None, **train: Any):
+    """``(setup, state, frozen)`` of a method."""
+    built = method(name)
+    nets = networks() if nets is None else nets
+    config = TrainConfig.of(
+        {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},
+        roles=built.roles,
+    )
+    joined = make_setup(built, nets, config, SHAPE, mesh)
+    state, frozen = create(joined, params(nets, built))
+    return joined, state, frozen
+
+
+def batch(count: int, batch_size: int = 16, seed: int = 0) -> dict[str, jax.Array]:
+    """A cycle's batches ``[count, 1, B, ...]`` of points and labels."""
+    a, b = jax.random.split(jax.random.key(seed))
+    return {
+        "x0": jax.random.normal(a, (count, 1, batch_size, *SHAPE)),
+        "cond": jax.random.randint(b, (count, 1, batch_size), 0, CLASSES),
+    }

@@ -1,0 +1,261 @@
+"""The contract of every registered method, one table."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax.method import Out, batches
+from distilljax.methods import CATALOGUE
+from distilljax.training.cycle import build_cycle
+from distilljax.training.update import Update
+from tests import toy
+from tests.methods import cases
+
+NAMES = sorted(CATALOGUE)
+
+
+def test_every_method_has_a_case():
+    assert sorted(cases.CASES) == NAMES
+
+
+def values(setup, state, frozen, phase, data, constrain=None, params=None):
+    """Values of every term of a phase on one batch, each in its own context."""
+    if constrain is not None:
+        setup = Permuted(setup, constrain)
+    update = Update(setup, phase, state, frozen, {})
+    trained = {r: state.params[r] for r in phase.trains} if params is None else params
+    key = jax.random.fold_in(update.key, 0)
+    ctx = update.context(trained, data, state.memory, key, jnp.zeros((), jnp.int32))
+    out = {}
+    for term in phase.terms:
+        result = term.loss(ctx.of(term.name))
+        out[term.name] = result.values if isinstance(result, Out) else result
+    return out
+
+
+class Permuted:
+    """A setup whose every draw is permuted over the batch."""
+
+    def __init__(self, setup, constrain):
+        self._setup, self.constrain = setup, constrain
+
+    def __getattr__(self, name):
+        return getattr(self._setup, name)
+
+
+def one(data):
+    return {name: value[0, 0] for name, value in data.items()}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request):
+    setup, state, frozen = cases.setup(request.param)
+    return request.param, setup, state, frozen
+
+
+def test_values_are_finite_and_lead_with_the_batch(case):
+    name, setup, state, frozen = case
+    for phase in setup.method.phases:
+        found = values(setup, state, frozen, phase, one(cases.batch(1)))
+        for term, value in found.items():
+            assert value.shape[:1] == (16,), (name, term)
+            assert value.dtype == jnp.float32
+            assert bool(jnp.all(jnp.isfinite(value)))
+
+
+def test_samples_do_not_see_their_neighbours(case):
+    """Permuting data and draws permutes the values, except of coupled terms."""
+    name, setup, state, frozen = case
+    if any(getattr(d, "slots", None) for p in setup.method.phases for d in p.draws.values()):
+        pytest.fail("use a case without slots here")
+    order = jnp.asarray(np.random.default_rng(0).permutation(16))
+    data = one(cases.batch(1))
+    moved = {key: value[order] for key, value in data.items()}
+
+    def constrain(x):
+        return x[order] if x.ndim and x.shape[0] == 16 else x
+
+    for phase in setup.method.phases:
+        plain = values(setup, state, frozen, phase, data)
+        other = values(setup, state, frozen, phase, moved, constrain)
+        for term in phase.terms:
+            if not term.coupled:
+                np.testing.assert_allclose(
+                    plain[term.name][order], other[term.name], rtol=2e-3, atol=1e-5
+                )
+
+
+def test_jit_equals_eager_and_compiles_once(case):
+    name, setup, state, frozen = case
+    data = cases.batch(batches(setup.method.phases))
+    with jax.disable_jit():
+        eager, eager_metrics = build_cycle(setup, setup.method.phases)(
+            state, frozen, data
+        )
+    cycle = build_cycle(setup, setup.method.phases)
+    fresh = jax.tree.map(jnp.copy, state)
+    jitted, metrics = cycle(fresh, frozen, data)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(
+            value, eager_metrics[key], rtol=2e-3, atol=1e-4, err_msg=key
+        )
+    again = cases.batch(batches(setup.method.phases), seed=1)
+    jitted, metrics = cycle(jitted, frozen, again)
+    assert cycle._cache_size() == 1
+    assert int(jitted.step) == 2
+    assert all(bool(jnp.all(jnp.isfinite(v))) for v in metrics.values())
+
+
+def test_only_declared_roles_move_and_the_teacher_lives(case):
+    name, setup, state, frozen = case
+    before = jax.tree.map(np.asarray, frozen)
+    start = jax.tree.map(np.asarray, state.params)
+    cycle = build_cycle(setup, setup.method.phases)
+    state = jax.tree.map(jnp.copy, state)
+    for seed in range(2):
+        state, metrics = cycle(
+            state, frozen, cases.batch(batches(setup.method.phases), seed=seed)
+        )
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, frozen))
+    for role in setup.method.trained:
+        moved = jax.tree.map(
+            lambda a, b: float(np.abs(a - np.asarray(b)).max()),
+            start[role],
+            state.params[role],
+        )
+        assert max(jax.tree.leaves(moved)) > 0, role
+        assert float(metrics[f"grad_norm/{role}"]) > 0
+
+
+def test_gradients_reach_declared_roles_only(case):
+    """Differentiating with respect to every role: only live paths carry gradient."""
+    name, setup, state, frozen = case
+    data = one(cases.batch(1))
+    for phase in setup.method.phases:
+        everything = {**frozen, **state.params}
+
+        def total(trained, phase=phase):
+            found = values(setup, state, frozen, phase, data, params=trained)
+            return sum(jnp.mean(v) for v in found.values())
+
+        trained = {role: everything[role] for role in phase.trains}
+        grads = jax.grad(total)(trained)
+        for role in phase.trains:
+            size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads[role]))
+            assert np.isfinite(size)
+            assert size > 0
+
+
+def test_half_precision_stays_close(case):
+    name, setup, state, frozen = case
+    exact = toy.mlp(cases.SHAPE, second_time=True, num_classes=cases.CLASSES)
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        params, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+        out = exact.apply(params, x, t, cond, s, **options)
+        return jax.tree.map(lambda a: a.astype(jnp.float32), out)
+
+    half = dataclasses.replace(exact, apply=apply)
+    nets = cases.networks(backbone=half)
+    other, _, _ = cases.setup(name, nets=nets)
+    data = one(cases.batch(1))
+    for phase in setup.method.phases:
+        a = values(setup, state, frozen, phase, data)
+        b = values(other, state, frozen, phase, data)
+        for term in a:
+            mean = float(jnp.mean(jnp.abs(a[term])))
+            assert float(jnp.mean(jnp.abs(a[term] - b[term]))) < 0.15 * mean + 1e-3, term
+
+
+def test_students_start_as_their_teacher(case):
+    name, setup, state, frozen = case
+    if "teacher" not in setup.method.roles:
+        assert not CATALOGUE[name].teacher
+        return
+    from distilljax.binding import Bound
+
+    network = setup.networks["student"]
+    x = jax.random.normal(jax.random.key(3), (8, 2))
+    t, s = jnp.linspace(0.1, 1.0, 8), jnp.linspace(0.0, 0.5, 8)
+    cond = jnp.arange(8) % cases.CLASSES
+    student = Bound("student", network, state.params["student"])
+    teacher = Bound("teacher", network, frozen["teacher"])
+    np.testing.assert_array_equal(
+        student.apply(x, t, cond, s), teacher.apply(x, t, cond)
+    )
+
+
+SHARDED = """
+import json, sys
+import jax, jax.numpy as jnp, numpy as np
+from distilljax.method import batches
+from distilljax.training.cycle import build_cycle
+from distilljax.training.roles import make_mesh
+from distilljax.training.config import TrainConfig
+from tests.methods import cases
+
+SIZE = 1024
+SGD = {"optimizer": "sgd", "lr": 0.1, "betas": (0.0, 0.9)}
+out = {}
+for name in sys.argv[1:]:
+    rows = []
+    for devices in (1, 8):
+        mesh = make_mesh(TrainConfig(mesh={"data": devices}))
+        setup, state, frozen = cases.setup(
+            name,
+            batch_size=SIZE,
+            mesh=mesh,
+            **{"mesh": {"data": devices}, "default": SGD},
+        )
+        cycle = build_cycle(setup, setup.method.phases)
+        data = cases.batch(batches(setup.method.phases), SIZE)
+        if mesh is not None:
+            spec = jax.sharding.PartitionSpec(None, None, "data")
+            data = jax.device_put(data, jax.sharding.NamedSharding(mesh, spec))
+        compiled = cycle.lower(state, frozen, data).compile()
+        cost = compiled.cost_analysis()
+        state, metrics = compiled(state, frozen, data)
+        rows.append((float(cost["flops"]), jax.device_get((state.params, metrics))))
+    (f1, (p1, m1)), (f8, (p8, m8)) = rows
+    gap = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), p1, p8)
+    metric = {k: abs(float(m1[k]) - float(m8[k])) / (1 + abs(float(m1[k]))) for k in m1}
+    out[name] = dict(
+        flops=f8 / f1, params=max(jax.tree.leaves(gap)), metrics=max(metric.values())
+    )
+print(json.dumps(out))
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, *NAMES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sharding_splits_the_work_and_keeps_the_result(sharded, name):
+    row = sharded[name]
+    assert row["flops"] <= 0.2, row
+    assert row["metrics"] < 2e-3, row
+    assert row["params"] < 2e-5, row
+
