@@ -1,0 +1,98 @@
+"""Sample grids as images and as PNG files."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from distilljax.evaluation.files import write_atomic
+
+_MAGENTA = (255, 0, 255)
+_BETWEEN = 64
+
+
+def image_grid(
+    images: ArrayLike, columns: int, scale: int = 1, *, border: int = 1, gap: int = 2
+) -> NDArray[np.uint8]:
+    """Tiles images row by row, without interpolation.
+
+    Args:
+      images: ``[N, H, W, C]`` with 1 or 3 channels; -1 is black and 1 is white. Values
+        beyond are clipped for display, NaN and infinities are drawn in magenta.
+      columns: images in a row, at least 1; places without an image stay dark grey.
+      scale: side of the square that one pixel becomes, at least 1.
+      border: black pixels around every image, scaled with it; they keep drawings
+        that reach the edge apart from their neighbours.
+      gap: width of the dark grey line between tiles, not scaled.
+
+    Returns:
+      uint8 ``[rows * (h + gap) - gap, columns * (w + gap) - gap, 3]`` with
+      ``h = (H + 2 border) scale`` and ``w = (W + 2 border) scale``.
+
+    Raises:
+      ValueError: wrong rank, no image, another number of channels, bad sizes.
+    """
+    x = np.asarray(images, np.float32)
+    if x.ndim != 4 or not x.size or x.shape[3] not in (1, 3):
+        raise ValueError(
+            "images must be a filled array [N, H, W, C] with 1 or 3 channels, got "
+            f"shape {x.shape}; decode latents before drawing them."
+        )
+    if columns < 1 or scale < 1 or border < 0 or gap < 0:
+        raise ValueError(
+            "columns and scale must be at least 1, border and gap at least 0, got "
+            f"columns={columns}, scale={scale}, border={border}, gap={gap}; pass "
+            "positive integers."
+        )
+    finite = np.isfinite(x).all(3)
+    shades = np.clip(np.where(np.isfinite(x), x, 0.0), -1.0, 1.0) * 127.5 + 127.5
+    pixels = np.broadcast_to(np.rint(shades), (*x.shape[:3], 3)).astype(np.uint8)
+    pixels[~finite] = _MAGENTA
+    pixels = np.pad(pixels, ((0, 0), (border,) * 2, (border,) * 2, (0, 0)))
+    pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = pixels.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    grid = np.full(shape, _BETWEEN, np.uint8)
+    for index, tile in enumerate(pixels):
+        top = index // columns * (height + gap)
+        left = index % columns * (width + gap)
+        grid[top : top + height, left : left + width] = tile
+    return grid
+
+
+def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> Path:
+    """Writes a uint8 image ``[H, W]`` or ``[H, W, 3]`` as PNG, whole or not at all.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+      grid: for example what `image_grid` returns.
+
+    Returns:
+      The path.
+
+    Raises:
+      ValueError: not uint8, or another shape.
+      ImportError: Pillow is not installed.
+    """
+    grid = np.asarray(grid)
+    if grid.dtype != np.uint8 or not (
+        grid.ndim == 2 or (grid.ndim == 3 and grid.shape[2] == 3)
+    ):
+        raise ValueError(
+            "grid must be uint8 of shape [H, W] or [H, W, 3], got "
+            f"{grid.dtype} {grid.shape}; make it with image_grid(images, columns)."
+        )
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "save_png needs Pillow; install it with `pip install pillow`."
+        ) from error
+    buffer = io.BytesIO()
+    Image.fromarray(grid).save(buffer, "PNG", optimize=True)
+    return write_atomic(path, buffer.getvalue())
