@@ -1,0 +1,167 @@
+"""The one input pipeline: shuffled, stacked, sliced by process, exactly resumable.
+
+Element ``k`` of the stream is a function of the seed and ``k`` alone. Indices are drawn
+for a whole stack at once and the source gathers them in one call, so that one
+background thread keeps up with any training step; grain owns prefetching and the
+iterator's state.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+
+import grain
+import jax
+import numpy as np
+
+from distilljax.data.sources import Sample, Source
+
+
+class _Stacks(Sequence):
+    """Stacked batches by number, ``[stack, accumulate, B, ...]``."""
+
+    def __init__(
+        self,
+        source: Source,
+        shape: tuple[int, int, int],
+        columns: slice,
+        seed: int | None,
+        offset: int,
+        repeat: bool,
+    ):
+        self._source = source
+        self._shape = shape
+        self._columns = columns
+        self._seed = seed
+        self._offset = offset
+        self._per_stack = shape[0] * shape[1] * shape[2]
+        available = sys.maxsize if repeat else len(source)
+        self._length = max(0, (available - offset) // self._per_stack)
+        self._order = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        size = len(self._source)
+        if self._seed is None:
+            return np.arange(size)
+        return np.random.default_rng((self._seed, epoch)).permutation(size)
+
+    def _indices(self, start: int) -> np.ndarray:
+        parts, missing = [], self._per_stack
+        while missing:
+            epoch, first = divmod(start, len(self._source))
+            part = self._order(epoch)[first : first + missing]
+            parts.append(part)
+            start, missing = start + len(part), missing - len(part)
+        return np.concatenate(parts)
+
+    def __getitem__(self, number) -> Sample:
+        flat = self._indices(self._offset + int(number) * self._per_stack)
+        kept = flat.reshape(self._shape)[..., self._columns]
+        rows = _take(self._source, kept.reshape(-1))
+        return jax.tree.map(lambda a: a.reshape(kept.shape + a.shape[1:]), rows)
+
+
+def _take(source: Source, indices: np.ndarray) -> Sample:
+    take = getattr(source, "take", None)
+    if take is not None:
+        return take(indices)
+    rows = [source[int(i)] for i in indices]
+    return jax.tree.map(lambda *values: np.stack(values), *rows)
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    stack: int = 1,
+    accumulate: int = 1,
+    seed: int = 0,
+    shuffle: bool = True,
+    repeat: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+    offset: int = 0,
+    prefetch: int = 4,
+) -> grain.DatasetIterator:
+    """Batches of a source for one training cycle after another.
+
+    The stream is one permutation of the source after another, without a gap at the end
+    of an epoch. It does not depend on ``process_count``: process ``p`` gets columns
+    ``p B .. (p + 1) B`` of every global batch.
+
+    Args:
+      source: the data.
+      batch_size: samples of one micro-batch over all processes.
+      stack: batches per cycle (the repeats of all phases that take a fresh one).
+      accumulate: micro-batches per update.
+      seed: of the permutations, ``>= 0``.
+      shuffle: whether the samples come in random order.
+      repeat: whether epochs follow each other for ever; otherwise the samples after the
+        last whole stack are left out.
+      process_index: this process, ``0 .. process_count - 1``.
+      process_count: processes; must divide ``batch_size``.
+      offset: samples of the stream that were used before the first stack (for a change
+        of ``stack`` between training stages).
+      prefetch: stacks made in advance by one background thread; 0 makes each on demand.
+
+    Returns:
+      An iterator over dicts of fresh numpy arrays ``[stack, accumulate, B, ...]`` with
+      ``B = batch_size / process_count``. Its ``get_state()`` and ``set_state(state)``
+      resume exactly; `grain.checkpoint` saves it with Orbax; ``close()`` ends its
+      thread.
+
+    Raises:
+      ValueError: on sizes below 1, a batch that the processes do not divide, or a
+        source that is empty or smaller than one stack when it is not repeated.
+    """
+    _positive(
+        batch_size=batch_size,
+        stack=stack,
+        accumulate=accumulate,
+        process_count=process_count,
+    )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size must be a multiple of the {process_count} processes, got "
+            f"{batch_size}; the nearest is "
+            f"{max(1, round(batch_size / process_count)) * process_count}"
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must lie in 0 .. {process_count - 1}, got {process_index}"
+        )
+    for name, value in (("seed", seed), ("offset", offset), ("prefetch", prefetch)):
+        if value < 0:
+            raise ValueError(f"{name} must be at least 0, got {value}")
+    if len(source) == 0:
+        raise ValueError("source must hold at least one sample, got an empty one")
+    local = batch_size // process_count
+    stacks = _Stacks(
+        source,
+        (stack, accumulate, batch_size),
+        slice(process_index * local, (process_index + 1) * local),
+        seed if shuffle else None,
+        offset,
+        repeat,
+    )
+    if len(stacks) == 0:
+        raise ValueError(
+            f"source has {len(source)} samples, fewer than offset {offset} plus one "
+            f"stack of {stack} x {accumulate} x {batch_size}, and repeat=False; lower "
+            "batch_size or pass repeat=True"
+        )
+    options = grain.ReadOptions(
+        num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch
+    )
+    return iter(grain.MapDataset.source(stacks).to_iter_dataset(options))

@@ -1,0 +1,384 @@
+"""Sources of samples: numpy arrays in memory, checked once, at the start.
+
+A source is random access over samples and knows their shape, fields and number of
+classes. Everything here also has ``take(indices)``, which gathers a batch without a
+Python loop; a source of one's own (a database, files) may leave it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from distilljax.errors import unknown
+
+Sample = dict[str, np.ndarray]
+
+# Rows looked at together in the checks, so that a memory-mapped array stays on disk.
+_CHUNK_BYTES = 64 * 2**20
+
+
+class Source(Protocol):
+    """What the pipeline and the trainer ask of data.
+
+    Attributes:
+      sample_shape: shape of one ``x0``.
+      num_classes: labels in ``cond`` are ``0 .. num_classes - 1``; None without labels.
+      fields: names of the fields of a sample, ``x0`` among them.
+      fingerprint: short text that is equal exactly when the data is.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_classes(self) -> int | None: ...
+
+    @property
+    def fields(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ArraySource:
+    """Samples in memory; build one with `arrays`, which checks them.
+
+    Two are equal when their contents are, whatever their names.
+
+    Attributes:
+      columns: field -> array ``[N, ...]``.
+      num_classes: see `Source`.
+      name: how reports call it.
+    """
+
+    columns: Mapping[str, np.ndarray]
+    num_classes: int | None = None
+    name: str = "arrays"
+
+    def __len__(self) -> int:
+        return len(self.columns["x0"])
+
+    def __getitem__(self, index: int) -> Sample:
+        return {k: np.array(v[index]) for k, v in self.columns.items()}
+
+    def take(self, indices: np.ndarray) -> Sample:
+        """Samples at ``indices [n]`` as a dict of fresh arrays ``[n, ...]``."""
+        return {k: np.take(v, indices, axis=0) for k, v in self.columns.items()}
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one ``x0``."""
+        return self.columns["x0"].shape[1:]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(self.columns)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Digest of names, types, shapes and contents; computed at first use."""
+        digest = hashlib.blake2b(f"{self.num_classes}".encode(), digest_size=12)
+        for key in sorted(self.columns):
+            column = self.columns[key]
+            digest.update(f"{key}:{column.dtype}:{column.shape};".encode())
+            for rows in _chunks(column):
+                digest.update(np.ascontiguousarray(rows).data)
+        return digest.hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ArraySource):
+            return NotImplemented
+        return self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.name}({len(self)} samples of shape {self.sample_shape}, fields "
+            f"{', '.join(self.fields)}, num_classes={self.num_classes})"
+        )
+
+
+def _chunks(column: np.ndarray) -> Iterator[np.ndarray]:
+    row = max(1, column.nbytes // max(1, len(column)))
+    step = max(1, _CHUNK_BYTES // row)
+    for start in range(0, len(column), step):
+        yield column[start : start + step]
+
+
+def _range(column: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest value; NaN where a value is not finite."""
+    low, high = math.inf, -math.inf
+    for rows in _chunks(column):
+        a, b = float(rows.min()), float(rows.max())
+        if not math.isfinite(a) or not math.isfinite(b):
+            return math.nan, math.nan
+        low, high = min(low, a), max(high, b)
+    return low, high
+
+
+def _column(name: str, value: Any, length: int | None) -> np.ndarray:
+    column = np.asarray(value)
+    if column.dtype == object or column.dtype.kind in "USmM":
+        raise ValueError(
+            f"{name} must be an array of numbers, got dtype {column.dtype}; turn it "
+            "into numbers first (texts into embeddings, classes into integer labels)"
+        )
+    if column.ndim == 0 or column.size == 0:
+        raise ValueError(
+            f"{name} must hold at least one sample, [N, ...], got shape "
+            f"{column.shape}; pass the samples stacked on a first axis"
+        )
+    if length is not None and len(column) != length:
+        raise ValueError(
+            f"{name} must have one row per sample of x0 ({length}), got {len(column)}; "
+            "pass arrays of equal length"
+        )
+    if jnp.issubdtype(column.dtype, jnp.floating):
+        column = np.ascontiguousarray(column, np.float32)
+        if math.isnan(_range(column)[0]):
+            bad = sum(int((~np.isfinite(rows)).sum()) for rows in _chunks(column))
+            raise ValueError(
+                f"{name} must be finite, got {bad} NaN or infinite values of "
+                f"{column.size}; drop or repair those samples"
+            )
+    return column
+
+
+def _check_images(x0: np.ndarray) -> None:
+    low, high = _range(x0)
+    if low < -1.0 or high > 1.0:
+        raise ValueError(
+            f"x0: images must lie in [-1, 1], got values from {low:g} to {high:g}; "
+            "rescale them (x / 127.5 - 1 for 8 bit), or pass images=False for latents "
+            "and other data without bounds"
+        )
+
+
+def _check_labels(cond: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, int]:
+    if cond.ndim != 1:
+        raise ValueError(
+            f"cond: integer labels must be [N], got shape {cond.shape}; squeeze them, "
+            "or pass embeddings as floats [N, d]"
+        )
+    low, high = int(cond.min()), int(cond.max())
+    classes = high + 1 if num_classes is None else num_classes
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"cond: labels must lie in 0 .. {classes - 1}, got {low} to {high}; "
+            "renumber them from 0 or raise num_classes"
+        )
+    return cond.astype(np.int32), classes
+
+
+def arrays(
+    x0: Any,
+    cond: Any = None,
+    *,
+    num_classes: int | None = None,
+    images: bool | None = None,
+    name: str = "arrays",
+    **fields: Any,
+) -> ArraySource:
+    """A source over arrays in memory (or memory-mapped), checked here.
+
+    Args:
+      x0: samples, floating: images ``[N, H, W, C]`` or videos ``[N, F, H, W, C]`` in
+        [-1, 1], or vectors ``[N, d]``. Stored as float32.
+      cond: integer labels ``[N]``, embeddings ``[N, ...]``, or None.
+      num_classes: number of labels; default the largest label plus one.
+      images: whether the rank and range of images are required; default: required
+        unless ``x0`` is ``[N, d]``. False for latents, tokens, anything unbounded.
+      name: how reports call it.
+      **fields: further arrays ``[N, ...]`` by field name (``eps``, ``y``, ``weight``).
+
+    Returns:
+      The source, with fields ``x0``, ``cond`` if given, and the further ones.
+
+    Raises:
+      ValueError: on empty, non-finite or non-numeric arrays, unequal lengths, images of
+        the wrong rank or outside [-1, 1], labels out of range.
+    """
+    samples = _column("x0", x0, None)
+    if samples.dtype.kind != "f":
+        raise ValueError(
+            f"x0 must be floating, got dtype {samples.dtype}; for 8-bit images pass "
+            "x.astype('float32') / 127.5 - 1"
+        )
+    if samples.ndim == 1:
+        raise ValueError(
+            f"x0 must be [N, d] or images [N, H, W, C], got shape {samples.shape}; "
+            "give numbers an axis of length 1"
+        )
+    if images or (images is None and samples.ndim > 2):
+        if samples.ndim not in (4, 5):
+            raise ValueError(
+                "x0: images must be [N, H, W, C] or videos [N, F, H, W, C], got shape "
+                f"{samples.shape}; add the channel axis, or pass images=False"
+            )
+        _check_images(samples)
+    columns = {"x0": samples}
+    if cond is not None:
+        column = _column("cond", cond, len(samples))
+        if column.dtype.kind in "iu":
+            column, num_classes = _check_labels(column, num_classes)
+        elif column.dtype.kind != "f":
+            raise ValueError(
+                f"cond must be integer labels or float embeddings, got {column.dtype}"
+            )
+        elif num_classes is not None:
+            raise ValueError(
+                f"num_classes={num_classes} needs integer labels as cond, got dtype "
+                f"{column.dtype}; drop num_classes or pass labels"
+            )
+        columns["cond"] = column
+    elif num_classes is not None:
+        raise ValueError(f"num_classes={num_classes} needs labels as cond, got None")
+    for key, value in fields.items():
+        columns[key] = _column(key, value, len(samples))
+    return ArraySource(columns, num_classes, name)
+
+
+def digits() -> ArraySource:
+    """The 1797 handwritten digits that ship inside scikit-learn.
+
+    Returns:
+      Fields ``x0`` float32 ``[8, 8, 1]`` in [-1, 1] (``pixels / 8 - 1``) and ``cond``
+      int32, the digit.
+
+    References:
+      Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+        Repository, 1998 (its test part).
+    """
+    from sklearn import datasets
+
+    table = datasets.load_digits()
+    x0 = np.asarray(table.images, np.float32)[..., None] / 8.0 - 1.0
+    return arrays(x0, table.target, num_classes=10, name="digits")
+
+
+class Mixture(NamedTuple):
+    """A Gaussian mixture with one standard deviation.
+
+    Attributes:
+      means: ``[K, d]``.
+      std: of every component and axis.
+      weights: ``[K]``, sum 1.
+    """
+
+    means: np.ndarray
+    std: float
+    weights: np.ndarray
+
+    def sample(self, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Exact samples: ``x0 [size, d]`` float32 and component ``[size]`` int32."""
+        rng = np.random.default_rng(seed)
+        component = rng.choice(len(self.means), size, p=self.weights)
+        noise = rng.standard_normal((size, self.means.shape[1]))
+        x0 = self.means[component] + self.std * noise
+        return x0.astype(np.float32), component.astype(np.int32)
+
+
+def _ring(components: int, radius: float, seed: int) -> np.ndarray:
+    angle = 2.0 * np.pi * np.arange(components) / components
+    return radius * np.stack([np.cos(angle), np.sin(angle)], -1)
+
+
+def _grid(components: int, radius: float, seed: int) -> np.ndarray:
+    side = math.isqrt(components)
+    if side * side != components:
+        raise ValueError(
+            f"components of a grid must be a square number, got {components}; the "
+            f"nearest are {side**2} and {(side + 1) ** 2}"
+        )
+    axis = np.linspace(-radius, radius, side) if side > 1 else np.zeros(1)
+    return np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+
+
+def _random(components: int, radius: float, seed: int) -> np.ndarray:
+    rng = np.random.default_rng((seed, components))
+    return rng.uniform(-radius, radius, (components, 2))
+
+
+LAYOUTS = {"ring": _ring, "grid": _grid, "random": _random}
+
+
+def planar_mixture(
+    layout: str = "ring",
+    *,
+    components: int = 8,
+    radius: float = 1.5,
+    std: float = 0.1,
+    seed: int = 0,
+) -> Mixture:
+    """A mixture of equal Gaussians in the plane.
+
+    Args:
+      layout: ``ring`` (on a circle), ``grid`` (a square number of them) or ``random``
+        (means uniform in the square, unequal weights).
+      components: number of Gaussians, at least 1.
+      radius: of the circle, or half the side of the square.
+      std: standard deviation of each, positive.
+      seed: of the random layout.
+
+    Raises:
+      ValueError: on an unknown layout or a value out of its range.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(unknown("layout", layout, LAYOUTS))
+    if components < 1 or std <= 0.0:
+        raise ValueError(
+            f"components must be at least 1 and std positive, got {components} and "
+            f"{std}"
+        )
+    means = LAYOUTS[layout](components, radius, seed)
+    weights = np.full(components, 1.0 / components)
+    if layout == "random":
+        weights = np.random.default_rng((seed, components, 1)).uniform(
+            0.5, 1.5, components
+        )
+        weights = weights / weights.sum()
+    return Mixture(means, std, weights)
+
+
+def mixture(
+    layout: str = "ring",
+    *,
+    size: int = 65536,
+    components: int = 8,
+    radius: float = 1.5,
+    std: float = 0.1,
+    seed: int = 0,
+) -> ArraySource:
+    """Exact samples of a `planar_mixture`; ``cond`` is the component.
+
+    Args:
+      layout: see `planar_mixture`.
+      size: number of samples.
+      components: see `planar_mixture`.
+      radius: see `planar_mixture`.
+      std: see `planar_mixture`.
+      seed: of the samples and of the random layout.
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    law = planar_mixture(
+        layout, components=components, radius=radius, std=std, seed=seed
+    )
+    x0, component = law.sample(size, seed)
+    return arrays(x0, component, num_classes=components, name=f"mixture_{layout}")

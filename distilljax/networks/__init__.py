@@ -1,0 +1,16 @@
+"""Networks as pure functions of their parameters, and the adapter that makes them."""
+
+from distilljax.networks.adapter import functionalize
+from distilljax.networks.embeddings import Frequencies
+from distilljax.networks.heads import head, log_weight, taps_shape
+from distilljax.networks.mlp import MLP, mlp
+
+__all__ = [
+    "MLP",
+    "Frequencies",
+    "functionalize",
+    "head",
+    "log_weight",
+    "mlp",
+    "taps_shape",
+]

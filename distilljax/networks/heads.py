@@ -1,0 +1,213 @@
+"""Small networks that judge or weigh: discriminator heads and learned loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distilljax.binding import Network
+from distilljax.networks.adapter import cast, pure, times_over, widen
+from distilljax.networks.embeddings import (
+    ConditionEmbedding,
+    Frequencies,
+    TimeEmbedding,
+    log_clock,
+    sinusoids,
+)
+from distilljax.networks.mlp import layer_norm
+from distilljax.paths import Path
+
+Array = jax.Array
+
+
+class Head(nnx.Module):
+    """Logits of intermediate features, time and condition.
+
+    Args:
+      features: last sizes of the features.
+      width: of its hidden layers.
+      layers: hidden layers after the first projection.
+      frequencies: of the time embedding.
+      num_classes: see `ConditionEmbedding`.
+      cond_features: see `ConditionEmbedding`.
+      rngs: initialisation keys.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[int],
+        *,
+        width: int,
+        layers: int,
+        frequencies: Frequencies,
+        num_classes: int | None,
+        cond_features: int | None,
+        rngs: nnx.Rngs,
+    ):
+        self.inward = nnx.Linear(sum(features), width, rngs=rngs)
+        self.time = TimeEmbedding(width, frequencies, rngs=rngs)
+        self.condition = ConditionEmbedding(
+            width,
+            num_classes=num_classes,
+            features=cond_features,
+            std=0.3,
+            rngs=rngs,
+        )
+        for i in range(layers):
+            setattr(self, f"layer_{i}", nnx.Linear(width, width, rngs=rngs))
+        self.outward = nnx.Linear(width, 1, rngs=rngs)
+        self.layers = layers
+
+    def __call__(self, features: Any, t: Array, cond: Array | None = None) -> Array:
+        """Logits ``[B]``.
+
+        Args:
+          features: arrays ``[B, ..., d]``; axes in between are averaged over.
+          t: time ``[B]``.
+          cond: see `ConditionEmbedding`.
+        """
+        flat = [_pooled(leaf) for leaf in jax.tree.leaves(features)]
+        h = self.inward(jnp.concatenate([layer_norm(leaf) for leaf in flat], -1))
+        h = h + self.time(t, h.dtype) + self.condition(cond)
+        for i in range(self.layers):
+            h = getattr(self, f"layer_{i}")(jax.nn.leaky_relu(h, 0.2))
+        return self.outward(jax.nn.leaky_relu(h, 0.2))[:, 0]
+
+
+def _pooled(leaf: Array) -> Array:
+    return leaf.mean(tuple(range(1, leaf.ndim - 1))) if leaf.ndim > 2 else leaf
+
+
+def head(
+    features_shape: Any,
+    *,
+    num_classes: int | None = None,
+    cond_features: int | None = None,
+    width: int = 128,
+    layers: int = 1,
+    frequencies: Frequencies = Frequencies(),
+    dtype: Any = None,
+    name: str = "head",
+) -> Network:
+    """A discriminator head on the taps of another network.
+
+    Args:
+      features_shape: the taps' shapes: a tree of arrays or ShapeDtypeStructs
+        ``[B, ..., d]``, as from `taps_shape`.
+      num_classes: takes labels ``[B]``, the null class included.
+      cond_features: takes embeddings ``[B, d]`` instead.
+      width: of its hidden layers.
+      layers: hidden layers after the first projection.
+      frequencies: of the time embedding.
+      dtype: compute dtype, see `functionalize`.
+      name: how errors call it.
+
+    Returns:
+      A network without path whose function ``logits(features, t, cond)`` gives ``[B]``
+      in float32; ``t`` is a time over the path's ``t_max``.
+    """
+    sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(features_shape)]
+    if not sizes:
+        raise ValueError(
+            "features_shape must hold at least one shape, got none; pass taps_shape("
+            "network, sample_shape) of a network with taps"
+        )
+    init, call, _ = pure(
+        lambda rngs: Head(
+            sizes,
+            width=width,
+            layers=layers,
+            frequencies=frequencies,
+            num_classes=num_classes,
+            cond_features=cond_features,
+            rngs=rngs,
+        ),
+        name=name,
+    )
+
+    def logits(params: Any, features: Any, t: Any, cond: Any = None) -> Array:
+        t = times_over(jax.tree.leaves(features)[0], t, None)
+        params, features, cond = cast((params, features, cond), dtype)
+        return widen(call(params, features, t, cond))
+
+    return Network(
+        name, None, init, functions={"logits": logits}, num_classes=num_classes
+    )
+
+
+def taps_shape(
+    network: Network, sample_shape: tuple[int, ...], cond: Any = None
+) -> Any:
+    """Shapes of a network's taps at batch 1, without running it.
+
+    Args:
+      network: with the capability ``taps``.
+      sample_shape: shape of a sample.
+      cond: a condition at batch 1, if the taps depend on its presence.
+
+    Returns:
+      The tree of ShapeDtypeStructs that `head` takes.
+
+    Raises:
+      ValueError: if the network has no taps.
+    """
+    if network.apply is None or "taps" not in network.capabilities:
+        raise ValueError(
+            f"network {network.name!r} has no taps, it has "
+            f"{sorted(network.capabilities)}; build it with the capability 'taps'"
+        )
+    apply = network.apply
+
+    def run(key: Array) -> Any:
+        x = jnp.zeros((1, *sample_shape))
+        return apply(network.init(key), x, jnp.zeros((1,)), cond, taps=True)[1]
+
+    return jax.eval_shape(run, jax.random.key(0))
+
+
+class LogWeight(nnx.Module):
+    """One linear layer, zero at first, on the sinusoids of a time."""
+
+    def __init__(self, frequencies: Frequencies, *, rngs: nnx.Rngs):
+        self.frequencies = frequencies
+        self.linear = nnx.Linear(
+            2 * frequencies.count, 1, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+
+    def __call__(self, t: Array) -> Array:
+        """Logarithm of the weight, shape of ``t``."""
+        return self.linear(sinusoids(t, self.frequencies))[..., 0]
+
+
+def log_weight(
+    *,
+    path: Path | None = None,
+    frequencies: Frequencies = Frequencies(),
+    name: str = "log_weight",
+) -> Network:
+    """The learned loss weight ``w(t)`` of EDM2 and sCM, 0 at first.
+
+    Args:
+      path: path in whose clock ``t`` comes; far clocks are taken logarithmically.
+      frequencies: of the time embedding.
+      name: how errors call it.
+
+    Returns:
+      A network whose function ``log_weight(t)`` gives float32 of the shape of ``t``.
+
+    References:
+      Karras et al., Analyzing and Improving the Training Dynamics of Diffusion Models,
+        2023, arXiv:2312.02696, equation 21.
+    """
+    clock: Callable[[Array], Array] | None = None if path is None else log_clock(path)
+    init, call, _ = pure(lambda rngs: LogWeight(frequencies, rngs=rngs), name=name)
+
+    def value(params: Any, t: Any) -> Array:
+        t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))
+        return widen(call(params, t if clock is None else clock(t)))
+
+    return Network(name, None, init, functions={"log_weight": value})

@@ -1,0 +1,238 @@
+"""A residual MLP with adaptive layer norm, for vectors and small images.
+
+It predicts at one time, or jumps with two: the second time enters through a
+zero-initialised projection, so that at the start a two-time student is its teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distilljax import paths
+from distilljax.binding import Network
+from distilljax.networks.adapter import functionalize
+from distilljax.networks.embeddings import (
+    ConditionEmbedding,
+    Frequencies,
+    TimeEmbedding,
+    log_clock,
+    null_condition,
+)
+from distilljax.paths import Path
+from distilljax.predictions import Prediction
+
+Array = jax.Array
+
+
+def layer_norm(x: Array, eps: float = 1e-6) -> Array:
+    """``(x - mean) / std`` over the last axis, statistics in at least float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - wide.mean(-1, keepdims=True)
+    variance = (centred * centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """``h + gate * down(silu(up(LN(h) (1 + scale) + shift)))``.
+
+    Args:
+      width: features of the residual stream.
+      hidden: features between the two layers.
+      embedding: features of the conditioning vector.
+      dropout: rate after the activation.
+      rngs: initialisation keys.
+    """
+
+    def __init__(
+        self, width: int, hidden: int, embedding: int, dropout: float, *, rngs: nnx.Rngs
+    ):
+        self.modulation = nnx.Linear(
+            embedding, 3 * width, kernel_init=nnx.initializers.zeros, rngs=rngs
+        )
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, rngs=rngs)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, h: Array, c: Array, key: Array | None) -> Array:
+        """New residual stream, shape of ``h``."""
+        shift, scale, gate = jnp.split(self.modulation(c), 3, -1)
+        inner = jax.nn.silu(self.up(layer_norm(h) * (1.0 + scale) + shift))
+        inner = self.dropout(inner, rngs=key, deterministic=key is None)
+        return h + gate * self.down(inner)
+
+
+class MLP(nnx.Module):
+    """The module; `mlp` makes the network.
+
+    Args:
+      size: features of a flattened sample.
+      width: features of the residual stream.
+      hidden: features inside a block.
+      blocks: number of blocks.
+      embedding: features of the conditioning vector.
+      frequencies: of both time embeddings.
+      num_classes: see `ConditionEmbedding`.
+      cond_features: see `ConditionEmbedding`.
+      label_std: see `LabelEmbedding`.
+      second_time: whether it takes the code of a second time.
+      dropout: rate inside the blocks.
+      rngs: initialisation keys.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        width: int,
+        hidden: int,
+        blocks: int,
+        embedding: int,
+        frequencies: Frequencies,
+        num_classes: int | None,
+        cond_features: int | None,
+        label_std: float,
+        second_time: bool,
+        dropout: float,
+        rngs: nnx.Rngs,
+    ):
+        zeros = nnx.initializers.zeros
+        self.time = TimeEmbedding(embedding, frequencies, rngs=rngs)
+        if second_time:
+            self.second = TimeEmbedding(embedding, frequencies, zero=True, rngs=rngs)
+        self.condition = ConditionEmbedding(
+            embedding,
+            num_classes=num_classes,
+            features=cond_features,
+            std=label_std,
+            rngs=rngs,
+        )
+        self.inward = nnx.Linear(size, width, rngs=rngs)
+        for i in range(blocks):
+            setattr(
+                self, f"block_{i}", Block(width, hidden, embedding, dropout, rngs=rngs)
+            )
+        self.modulation = nnx.Linear(embedding, 2 * width, kernel_init=zeros, rngs=rngs)
+        self.outward = nnx.Linear(width, size, kernel_init=zeros, rngs=rngs)
+        self.blocks = blocks
+
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        cond: Array | None = None,
+        s: Array | None = None,
+        *,
+        taps: bool = False,
+        rng: Array | None = None,
+    ) -> Any:
+        """Prediction, shape of ``x``; with ``taps`` also the stream after every block.
+
+        Args:
+          x: state ``[B, ...]``.
+          t: time ``[B]``.
+          cond: labels ``[B]``, embedding ``[B, d]`` or None (null).
+          s: code of the second time ``[B]``.
+          taps: whether to return ``(out, tuple of [B, width])``.
+          rng: dropout key.
+        """
+        h = self.inward(x.reshape(x.shape[0], -1))
+        c = self.time(t, h.dtype) + self.condition(cond)
+        if s is not None:
+            c = c + self.second(s, h.dtype)
+        c = jax.nn.silu(c)
+        features = []
+        for i in range(self.blocks):
+            key = None if rng is None else jax.random.fold_in(rng, i)
+            h = getattr(self, f"block_{i}")(h, c, key)
+            features.append(h)
+        shift, scale = jnp.split(self.modulation(c), 2, -1)
+        out = self.outward(layer_norm(h) * (1.0 + scale) + shift).reshape(x.shape)
+        return (out, tuple(features)) if taps else out
+
+
+def mlp(
+    sample_shape: tuple[int, ...],
+    *,
+    path: Path | None = None,
+    prediction: Prediction | str = "velocity",
+    num_classes: int | None = None,
+    cond_features: int | None = None,
+    second_time: bool = False,
+    time_code: str = "gap",
+    width: int = 256,
+    hidden: int = 256,
+    blocks: int = 4,
+    embedding: int = 128,
+    frequencies: Frequencies = Frequencies(),
+    label_std: float = 0.02,
+    dropout: float = 0.0,
+    dtype: Any = None,
+    name: str = "mlp",
+) -> Network:
+    """The MLP as a network; the defaults have 1.1 M parameters on digits.
+
+    Args:
+      sample_shape: shape of a sample; ``x [B, *sample_shape]`` is flattened inside.
+      path: path on which it predicts; default `paths.linear`.
+      prediction: kind of its prediction.
+      num_classes: takes labels ``[B]``; the null class is one more.
+      cond_features: takes embeddings ``[B, d]`` instead; zero is the null condition.
+      second_time: whether it takes a second time.
+      time_code: see `functionalize`.
+      width: features of the residual stream.
+      hidden: features inside a block.
+      blocks: number of blocks.
+      embedding: features of the conditioning vector.
+      frequencies: of the time embeddings.
+      label_std: standard deviation of the initial label table.
+      dropout: rate inside the blocks, in ``[0, 1)``.
+      dtype: compute dtype, see `functionalize`.
+      name: how errors call it.
+
+    Returns:
+      The network: ``jvp``, ``taps`` (the residual stream after every block), and
+      ``second_time``, ``null``, ``dropout`` as asked for. It predicts 0 at first.
+
+    Raises:
+      ValueError: on sizes below 1, a dropout rate outside [0, 1), or two kinds of
+        condition.
+    """
+    sizes = {"width": width, "hidden": hidden, "blocks": blocks, "embedding": embedding}
+    for key, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{key} must be at least 1, got {value}")
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    path = paths.linear() if path is None else path
+    null = null_condition(num_classes, cond_features)
+    capabilities = {"jvp", "taps"}
+    capabilities |= {"second_time"} if second_time else set()
+    capabilities |= {"dropout"} if dropout > 0.0 else set()
+    capabilities |= set() if null is None else {"null"}
+    return functionalize(
+        lambda rngs: MLP(
+            math.prod(sample_shape),
+            frequencies=Frequencies(*frequencies),
+            num_classes=num_classes,
+            cond_features=cond_features,
+            label_std=label_std,
+            second_time=second_time,
+            dropout=dropout,
+            **sizes,
+            rngs=rngs,
+        ),
+        path=path,
+        prediction=prediction,
+        capabilities=frozenset(capabilities),
+        time_code=time_code,
+        clock=log_clock(path),
+        null=null,
+        num_classes=num_classes,
+        dtype=dtype,
+        name=name,
+    )
