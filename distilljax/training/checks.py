@@ -1,0 +1,204 @@
+"""Checks at the start of a run: the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distilljax.errors import unknown
+from distilljax.method import Method, Phase, batches
+from distilljax.training.roles import Setup
+
+
+def _all_phases(method: Method) -> tuple[tuple[Phase, ...], ...]:
+    return (*(stage.phases for stage in method.stages), method.phases)
+
+
+def check_source(method: Method, data: Any) -> None:
+    """Checks a source before anything is read from it.
+
+    Raises:
+      ValueError: if it is empty or lacks fields that the method needs.
+    """
+    if hasattr(data, "__next__"):
+        return
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise ValueError(
+            "data must be a source (len and items) or an iterator over batches, got "
+            f"{type(data).__name__}"
+        )
+    if len(data) == 0:
+        raise ValueError("data must hold at least one sample, got an empty source")
+    fields = getattr(data, "fields", None)
+    if fields is not None:
+        _check_fields(method, fields)
+
+
+def _check_fields(method: Method, fields: Any) -> None:
+    for name in sorted(method.batch):
+        if name not in fields:
+            raise ValueError(
+                f"method {method.name!r} needs data fields {sorted(method.batch)}: "
+                + unknown("field", name, fields)
+            )
+
+
+def sample_shape(first: Mapping[str, Any], given: tuple[int, ...] | None, data: Any):
+    """Shape of one sample: given, of the source, or of ``x0`` in the first batch."""
+    shape = getattr(data, "sample_shape", None) if given is None else given
+    if shape is None and "x0" in first:
+        shape = np.shape(first["x0"])[3:]
+    if shape is None:
+        raise ValueError(
+            f"sample_shape must be given: the data has no 'x0', only {sorted(first)}"
+        )
+    return tuple(shape)
+
+
+def shapes(first: Mapping[str, Any]) -> dict[str, Any]:
+    """Shapes and dtypes of a batch, as the devices hold them."""
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(first)))
+
+
+def check_batch(setup: Setup, first: Mapping[str, Any]) -> None:
+    """Checks the first batch of a run.
+
+    Raises:
+      ValueError: on missing fields, another layout, values that are not finite, or
+        labels that a network does not have.
+    """
+    method, config = setup.method, setup.config
+    _check_fields(method, first)
+    n = batches(method.phases_at(0))
+    lead = (n, setup.stacked, config.batch_size // setup.stacked)
+    for name, value in first.items():
+        for leaf in jax.tree.leaves(value):
+            shape = np.shape(leaf)
+            if shape[1:3] != lead[1:] or shape[0] < n:
+                raise ValueError(
+                    f"data field {name!r} must have leading axes [batches, accumulate, "
+                    f"batch] = {list(lead)}, got shape {shape}"
+                )
+            array = np.asarray(leaf)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                count = int((~np.isfinite(array)).sum())
+                raise ValueError(
+                    f"data field {name!r} must be finite, got {count} NaN or infinite "
+                    "values in the first batch"
+                )
+    x0 = first.get("x0")
+    if x0 is not None and np.shape(x0)[3:] != setup.sample_shape:
+        raise ValueError(
+            f"data field 'x0' must hold samples of shape {setup.sample_shape}, got "
+            f"{np.shape(x0)[3:]}"
+        )
+    _check_labels(setup, first.get("cond"))
+
+
+def _check_labels(setup: Setup, cond: Any) -> None:
+    if cond is None or not hasattr(cond, "dtype") or cond.dtype.kind not in "iu":
+        return
+    low, high = int(np.min(cond)), int(np.max(cond))
+    for role, network in setup.networks.items():
+        classes = network.num_classes
+        if classes is not None and (low < 0 or high >= classes):
+            raise ValueError(
+                f"labels in 'cond' must lie in 0 .. {classes - 1} for network "
+                f"{network.name!r} of role {role!r}, got {low} .. {high}"
+            )
+
+
+def check_classes(setup: Setup, data: Any) -> None:
+    """Checks the number of classes of a source against the networks.
+
+    Raises:
+      ValueError: if a network has fewer classes than the source.
+    """
+    count = getattr(data, "num_classes", None)
+    if count is None:
+        return
+    for role, network in setup.networks.items():
+        if network.num_classes is not None and network.num_classes < count:
+            raise ValueError(
+                f"data has {count} classes, and network {network.name!r} of role "
+                f"{role!r} has {network.num_classes}; build it with num_classes={count}"
+            )
+
+
+def check_setup(setup: Setup) -> None:
+    """Checks roles, config and sizes against each other.
+
+    Raises:
+      ValueError: naming the role, phase or key.
+    """
+    method, config = setup.method, setup.config
+    for role in config.roles:
+        if role not in method.trained:
+            raise ValueError(
+                f"config has settings for role {role!r}, which method {method.name!r} "
+                f"does not train; it trains {', '.join(method.trained)}"
+            )
+    for role in ("teacher", "student"):
+        network = setup.networks.get(role)
+        if network is not None and network.apply is not None and network.path is None:
+            raise ValueError(
+                f"role {role!r}: network {network.name!r} does not say on which path "
+                "it was trained and what it predicts; build it with path= and "
+                "prediction=, for example path=paths.linear(), prediction='velocity'"
+            )
+    names = {phase.name for phases in _all_phases(method) for phase in phases}
+    for name, role in method.roles.items():
+        after = None if role.follow is None else role.follow.after
+        if after is not None and after not in names:
+            raise ValueError(
+                f"role {name!r} follows after a phase: "
+                + unknown("phase", after, names)
+            )
+    _check_sizes(setup)
+
+
+def _check_sizes(setup: Setup) -> None:
+    config, stacked = setup.config, setup.stacked
+    if config.batch_size % stacked:
+        raise ValueError(
+            f"batch_size must be a multiple of accumulate, got {config.batch_size} and "
+            f"{stacked}"
+        )
+    for phases in _all_phases(setup.method):
+        for phase in phases:
+            micro = setup.accumulate(phase)
+            if config.batch_size % (micro * config.devices):
+                raise ValueError(
+                    f"batch_size must be a multiple of accumulate x devices of the "
+                    f"mesh = {micro} x {config.devices} in phase {phase.name!r}, got "
+                    f"{config.batch_size}"
+                )
+            coupled = [term.name for term in phase.terms if term.coupled]
+            if micro > 1 and coupled:
+                raise ValueError(
+                    f"phase {phase.name!r} accumulates {micro} microbatches, and its "
+                    f"terms {coupled} couple the samples of a batch, so that the "
+                    f"result would be another one; set accumulate=1 for {phase.trains}"
+                )
+    if (config.batch_size // stacked) % config.devices:
+        raise ValueError(
+            f"batch_size / accumulate = {config.batch_size // stacked} must be a "
+            f"multiple of the {config.devices} devices of the mesh"
+        )
+
+
+def check_frozen(now: int, meta: Mapping[str, Any]) -> None:
+    """Checks that a run is continued with the frozen parameters it was started with.
+
+    Raises:
+      ValueError: if they differ.
+    """
+    if now != meta["frozen"]:
+        raise ValueError(
+            "params: the frozen roles (the teacher) have other parameters than when "
+            "this run was started; pass the same ones, or choose another folder"
+        )

@@ -1,0 +1,387 @@
+"""How a method is trained: what belongs to the experiment and not to the method.
+
+Settings are frozen dataclasses built from plain mappings or
+`ml_collections.ConfigDict`, nested by role:
+
+    {"cycles": 2000, "batch_size": 256, "student": {"lr": 1e-4, "ema": 0.999}}
+
+Keys that are no field of `TrainConfig` name roles. ``default`` holds what the roles
+share; a role's own section wins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distilljax.errors import unknown
+
+SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over the updates of a role, as a factor of ``lr``.
+
+    Attributes:
+      name: ``constant``, ``cosine``, ``warmup_cosine`` or ``inverse_sqrt``.
+      warmup: updates of linear warm-up from 0 (every schedule).
+      end: last factor of the cosines.
+      steps: updates until the cosines end; default the role's updates in the run. For
+        ``inverse_sqrt`` the updates until the decay starts; default ``warmup``.
+    """
+
+    name: str = "constant"
+    warmup: int = 0
+    end: float = 0.0
+    steps: int | None = None
+
+    def __post_init__(self):
+        if self.name not in SCHEDULES:
+            raise ValueError(unknown("schedule", self.name, SCHEDULES))
+        if self.warmup < 0 or (self.steps is not None and self.steps < 1):
+            raise ValueError(
+                f"schedule: warmup must be at least 0 and steps at least 1, got "
+                f"warmup={self.warmup}, steps={self.steps}"
+            )
+        if self.name == "warmup_cosine" and self.warmup < 1:
+            raise ValueError("schedule 'warmup_cosine' needs warmup >= 1, got 0")
+        if self.name == "inverse_sqrt" and max(self.warmup, self.steps or 0) < 1:
+            raise ValueError("schedule 'inverse_sqrt' needs warmup or steps >= 1")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether the values do not depend on the length of the run."""
+        return self.steps is not None or self.name in ("constant", "inverse_sqrt")
+
+    def build(self, lr: float, updates: int) -> Callable[[Any], jax.Array]:
+        """``update count -> learning rate``.
+
+        Args:
+          lr: peak learning rate.
+          updates: updates of the role in the whole run.
+        """
+        warmup, end = self.warmup, self.end
+
+        def schedule(count):
+            count = jnp.asarray(count, jnp.float32)
+            factor = jnp.ones_like(count)
+            if self.name in ("cosine", "warmup_cosine"):
+                horizon = max((self.steps or updates) - warmup, 1)
+                share = jnp.clip((count - warmup) / horizon, 0.0, 1.0)
+                factor = end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
+            elif self.name == "inverse_sqrt":
+                flat = float(self.steps or warmup)
+                factor = jnp.sqrt(flat / jnp.maximum(count, flat))
+            if warmup:
+                factor *= jnp.minimum((count + 1.0) / warmup, 1.0)
+            return lr * factor
+
+        return schedule
+
+
+def _adam(lr, c: RoleConfig):
+    return optax.adam(lr, *c.betas, eps=c.eps)
+
+
+def _adamw(lr, c: RoleConfig):
+    return optax.adamw(
+        lr, *c.betas, eps=c.eps, weight_decay=c.weight_decay, mask=_matrices
+    )
+
+
+def _nadam(lr, c: RoleConfig):
+    return optax.nadam(lr, *c.betas, eps=c.eps)
+
+
+def _radam(lr, c: RoleConfig):
+    return optax.radam(lr, *c.betas, eps=c.eps)
+
+
+def _rmsprop(lr, c: RoleConfig):
+    return optax.rmsprop(lr, decay=c.betas[1], eps=c.eps)
+
+
+def _sgd(lr, c: RoleConfig):
+    return optax.sgd(lr, momentum=c.betas[0] or None)
+
+
+def _lion(lr, c: RoleConfig):
+    return optax.lion(lr, *c.betas, weight_decay=c.weight_decay, mask=_matrices)
+
+
+def _muon(lr, c: RoleConfig):
+    return optax.contrib.muon(
+        lr,
+        eps=c.eps,
+        weight_decay=c.weight_decay,
+        weight_decay_mask=_matrices,
+        adam_b1=c.betas[0],
+        adam_b2=c.betas[1],
+    )
+
+
+OPTIMIZERS = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "lion": _lion,
+    "muon": _muon,
+    "nadam": _nadam,
+    "radam": _radam,
+    "rmsprop": _rmsprop,
+    "sgd": _sgd,
+}
+_DECAYING = ("adamw", "lion", "muon")
+
+
+def _matrices(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleConfig:
+    """How one role is trained.
+
+    Attributes:
+      optimizer: ``adam, adamw, lion, muon, nadam, radam, rmsprop, sgd``.
+      lr: peak learning rate.
+      betas: decays of the first and second moment (sgd: momentum is the first;
+        rmsprop: decay is the second).
+      eps: of the optimizer.
+      weight_decay: decoupled, on leaves with two axes or more; adamw, lion, muon.
+      schedule: of the learning rate; a name alone stands for its defaults.
+      clip: largest global norm of the gradient; None for no clipping.
+      accumulate: microbatches of one update; they divide ``batch_size``.
+      ema: decay of an evaluation EMA of the parameters, per cycle; None for none.
+    """
+
+    optimizer: str = "adam"
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
+        if self.weight_decay and self.optimizer not in _DECAYING:
+            raise ValueError(
+                f"optimizer {self.optimizer!r} has no weight decay, got "
+                f"{self.weight_decay}; use one of {', '.join(_DECAYING)}"
+            )
+        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}")
+        if self.lr < 0.0 or self.eps <= 0.0 or self.weight_decay < 0.0:
+            raise ValueError(
+                f"lr and weight_decay must not be negative and eps must be positive, "
+                f"got {self.lr}, {self.weight_decay}, {self.eps}"
+            )
+        if self.clip is not None and self.clip <= 0.0:
+            raise ValueError(f"clip must be positive or None, got {self.clip}")
+        if self.ema is not None and not 0.0 < self.ema < 1.0:
+            raise ValueError(f"ema must lie in (0, 1) or be None, got {self.ema}")
+        if self.accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+
+    def build(self, updates: int) -> optax.GradientTransformation:
+        """The optimizer, without clipping (the cycle clips with the norm it logs).
+
+        Args:
+          updates: updates of the role in the whole run.
+        """
+        lr = self.schedule.build(self.lr, updates)
+        constant = self.schedule == ScheduleConfig()
+        return OPTIMIZERS[self.optimizer](self.lr if constant else lr, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep.
+
+    Attributes:
+      every: cycles between checkpoints; 0 saves only at the end and on signals.
+      keep: newest checkpoints kept.
+      keep_period: also keep every checkpoint at a multiple of this many cycles.
+      best: metric of the evaluation hook by whose value checkpoints are kept instead of
+        by age; the newest is always kept.
+      best_mode: ``min`` or ``max``.
+    """
+
+    every: int = 1000
+    keep: int = 3
+    keep_period: int | None = None
+    best: str | None = None
+    best_mode: str = "min"
+
+    def __post_init__(self):
+        if self.every < 0 or self.keep < 1:
+            raise ValueError(
+                f"checkpoint: every must be at least 0 and keep at least 1, got "
+                f"{self.every}, {self.keep}"
+            )
+        if self.best_mode not in ("min", "max"):
+            raise ValueError(
+                f"best_mode must be 'min' or 'max', got {self.best_mode!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a run is trained.
+
+    Attributes:
+      cycles: training cycles of the run (one update of the student each, as a rule).
+      batch_size: samples of one update, over all devices and microbatches.
+      seed: of initialisation, randomness of training and the order of the data.
+      mesh: devices by axis; ``data`` is the batch axis.
+      fuse: ``cycle`` (one program a cycle) or ``phase`` (one program a phase).
+      log_every: cycles between records in ``metrics.jsonl``.
+      sample_every: cycles between calls of the sample hook; 0 for none.
+      evaluate_every: cycles between calls of the evaluation hook; 0 for none.
+      max_skipped: non-finite updates of a role in a row after which training stops.
+      checkpoint: when to save and what to keep.
+      roles: settings by role.
+      default: settings of roles that are not in ``roles``.
+    """
+
+    cycles: int = 1000
+    batch_size: int = 128
+    seed: int = 0
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": 1})
+    fuse: str = "cycle"
+    log_every: int = 50
+    sample_every: int = 0
+    evaluate_every: int = 0
+    max_skipped: int = 20
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    roles: Mapping[str, RoleConfig] = dataclasses.field(default_factory=dict)
+    default: RoleConfig = RoleConfig()
+
+    def __post_init__(self):
+        least = {"cycles": 1, "batch_size": 1, "log_every": 1, "max_skipped": 1}
+        least |= {"sample_every": 0, "evaluate_every": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                came = getattr(self, name)
+                raise ValueError(f"{name} must be at least {low}, got {came}")
+        if self.fuse not in ("cycle", "phase"):
+            raise ValueError(unknown("fuse", self.fuse, ("cycle", "phase")))
+        for axis, size in self.mesh.items():
+            if axis != "data":
+                raise ValueError(unknown("mesh axis", axis, ("data",)))
+            if size < 1:
+                raise ValueError(f"mesh axis {axis!r} must be at least 1, got {size}")
+
+    def role(self, name: str) -> RoleConfig:
+        """Settings of a role."""
+        return self.roles.get(name, self.default)
+
+    def stacked(self, trained: Iterable[str]) -> int:
+        """Microbatches in which the loader delivers a batch."""
+        return max((self.role(name).accumulate for name in trained), default=1)
+
+    @property
+    def devices(self) -> int:
+        """Devices along the batch axis."""
+        return self.mesh.get("data", 1)
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, Any] | Any, roles: Iterable[str] | None = None
+    ) -> TrainConfig:
+        """Builds the config from a nested mapping or ConfigDict.
+
+        Args:
+          values: settings; keys that are no field name roles.
+          roles: roles that may be named; default any.
+
+        Raises:
+          ValueError: on a key or role that does not exist, with near matches, and on
+            values outside their range.
+        """
+        if isinstance(values, cls):
+            return values.checked(roles)
+        values = _plain(values)
+        fields = {f.name for f in dataclasses.fields(cls)}
+        known = fields | set(() if roles is None else roles)
+        default = _section(RoleConfig, "default", values.pop("default", {}), {})
+        sections = dict(values.pop("roles", {}))
+        for key in [k for k in values if k not in fields]:
+            if (roles is not None and key not in known) or (
+                roles is None and not isinstance(values[key], Mapping)
+            ):
+                raise ValueError(unknown("config key or role", key, known))
+            sections[key] = values.pop(key)
+        base = _to_dict(default)
+        built = {
+            name: _section(RoleConfig, name, section, base)
+            for name, section in sections.items()
+        }
+        if "checkpoint" in values:
+            values["checkpoint"] = _section(
+                CheckpointConfig, "checkpoint", values["checkpoint"], {}
+            )
+        return cls(**values, roles=built, default=default).checked(roles)
+
+    def checked(self, roles: Iterable[str] | None) -> TrainConfig:
+        """This config, after a check that every role in it exists."""
+        known = None if roles is None else tuple(roles)
+        for name in self.roles:
+            if known is not None and name not in known:
+                raise ValueError(unknown("role in config", name, known))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, lists and numbers; `of` turns them back."""
+        return _to_dict(self)
+
+
+def _to_dict(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {
+            f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {str(k): _to_dict(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_to_dict(v) for v in value]
+    return value
+
+
+def _plain(values: Any) -> dict[str, Any]:
+    """Copies a mapping or ConfigDict into plain dicts."""
+    values = values.to_dict() if hasattr(values, "to_dict") else values
+    return {
+        k: _plain(v) if isinstance(v, Mapping) or hasattr(v, "to_dict") else v
+        for k, v in values.items()
+    }
+
+
+def _section(kind: type, where: str, values: Any, base: Mapping[str, Any]) -> Any:
+    """Builds one frozen section from a mapping over a base."""
+    if isinstance(values, kind):
+        return values
+    if isinstance(values, str) and kind is ScheduleConfig:
+        values = {"name": values}
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config section {where!r} must be a mapping, got {values!r}")
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            raise ValueError(unknown(f"config key in {where!r}", key, known))
+    merged = {**base, **values}
+    if "schedule" in merged:
+        inner = merged["schedule"]
+        merged["schedule"] = _section(ScheduleConfig, f"{where}.schedule", inner, {})
+    if "betas" in merged:
+        merged["betas"] = tuple(merged["betas"])
+    return kind(**merged)

@@ -1,0 +1,57 @@
+"""Parameters alone, as one ``.npz`` file per role: to start from, to share."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from distilljax.training.state import leaves
+
+
+def save_params(path: str | os.PathLike, params: Any) -> pathlib.Path:
+    """Writes nested dicts of arrays; the file is whole or absent.
+
+    Args:
+      path: file, ending in ``.npz``.
+      params: nested dicts of arrays.
+
+    Returns:
+      The path.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".tmp.npz")
+    flat = {name: np.asarray(leaf) for name, leaf in leaves(params).items()}
+    np.savez(part, **flat)
+    os.replace(part, path)
+    return path
+
+
+def load_params(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `save_params` wrote.
+
+    Raises:
+      ValueError: if the file does not exist or cannot be read.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"no parameters at {path}: train that run to its end first, or check the "
+            "folder's name"
+        )
+    out: dict[str, Any] = {}
+    try:
+        with np.load(path) as found:
+            flat = dict(found)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again") from error
+    for name, leaf in flat.items():
+        *parents, last = name.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return out

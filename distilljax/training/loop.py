@@ -1,0 +1,242 @@
+"""The training loop: one program a stage, no waiting for the device.
+
+The loop dispatches a cycle, looks at the metrics of the cycle before, and prepares the
+next batch while the device works, so that logging never blocks.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distilljax._version import __version__
+from distilljax.binding import Network
+from distilljax.method import Method, check
+from distilljax.training import checks
+from distilljax.training.checkpoints import Checkpoints, claim, fingerprint
+from distilljax.training.config import TrainConfig
+from distilljax.training.cycle import Cycle, build_cycle
+from distilljax.training.feed import Feed, place, stage_of
+from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
+from distilljax.training.roles import make_mesh, make_setup
+from distilljax.training.state import Params, abstract, create_frozen, create_state
+from distilljax.training.writers import JsonLines, Progress
+
+
+def train(
+    method: Method,
+    networks: Mapping[str, Network],
+    params: Mapping[str, Params] | None,
+    data: Any,
+    config: TrainConfig | Mapping[str, Any],
+    folder: str | os.PathLike | None = None,
+    *,
+    hooks: Hooks = Hooks(),
+    sample_shape: tuple[int, ...] | None = None,
+    card: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Trains a method, or continues a run where it stopped.
+
+    Args:
+      method: the method.
+      networks: network by role or by the key that roles name.
+      params: parameters given, by role (the teacher's); never changed or donated.
+      data: a source (see `distilljax.data`), or an iterator over the batches of cycles
+        ``[n, accumulate, B, ...]`` with ``get_state`` and ``set_state``.
+      config: the training config, or a mapping for `TrainConfig.of`.
+      folder: run folder for ``config.json``, ``metrics.jsonl`` and ``checkpoints``; a
+        run of the same config found there is continued. None keeps nothing.
+      hooks: see `Hooks`.
+      sample_shape: shape of one sample; default the source's, or that of ``x0``.
+      card: what else determines the run, JSON values; kept in ``config.json``.
+      progress: whether to show a bar or lines on stderr.
+
+    Returns:
+      The result; with a folder, all of it is saved there.
+
+    Raises:
+      ValueError: at the start, on input that does not fit; see `checks`.
+      FloatingPointError: after ``max_skipped`` non-finite updates in a row.
+      Interrupted: after SIGTERM or SIGINT with a folder, when everything is saved.
+    """
+    method = check(method)
+    config = TrainConfig.of(config, roles=method.roles)
+    run = _Run(method, networks, params, data, config, sample_shape)
+    path = None if folder is None else pathlib.Path(folder)
+    try:
+        run.open(path, data, card, progress)
+        with Signals(path is not None) as signals:
+            run.loop(hooks, signals)
+    finally:
+        run.close()
+    result = run.result(path)
+    if signals.came is not None and result.step < config.cycles:
+        raise Interrupted(signals.came, result)
+    return result
+
+
+class _Run:
+    """One call of `train`."""
+
+    saves: Checkpoints | None = None
+    writer: JsonLines | None = None
+    bar: Progress | None = None
+
+    def __init__(self, method, networks, params, data, config, sample_shape):
+        checks.check_source(method, data)
+        self.config, self.given = config, params
+        self.feed = Feed(method, data, config)
+        first = self.feed.next(0)
+        shape = checks.sample_shape(first, sample_shape, data)
+        self.setup = make_setup(
+            method, networks, config, shape, make_mesh(config), checks.shapes(first)
+        )
+        checks.check_setup(self.setup)
+        checks.check_classes(self.setup, data)
+        checks.check_batch(self.setup, first)
+        self.frozen = create_frozen(self.setup, params)
+        self.batch = place(self.setup, first)
+        self.programs: dict[int, Cycle] = {}
+        self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.record: dict[str, float] = {}
+        self.meta: dict[str, Any] = {"version": __version__}
+        self.step, self.before = 0, 0.0
+
+    def open(self, folder, data, card, progress: bool) -> None:
+        """Restores the newest whole checkpoint, or creates the state."""
+        method, config, restored = self.setup.method, self.config, None
+        if folder is not None:
+            run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
+            claim(folder, config, {**run, **(card or {})})
+            self.meta["frozen"] = fingerprint(self.frozen)
+            self.saves = Checkpoints(folder, config.checkpoint)
+            restored = self.saves.restore(abstract(self.setup, self.given))
+        if restored is None:
+            self.state = create_state(self.setup, self.given)
+        else:
+            checks.check_frozen(self.meta["frozen"], restored.meta)
+            self.step, self.state = restored.step, restored.state
+            self.before = restored.meta["seconds"]
+            self.feed.restore(restored.data, self.step)
+            if self.step < config.cycles:
+                self.batch = place(self.setup, self.feed.next(self.step))
+        if folder is not None:
+            self.writer = JsonLines(folder / "metrics.jsonl", self.step)
+        self.bar = Progress(method.name, config.cycles, self.step, progress)
+        if restored is not None:
+            self.bar.say(f"{method.name}: continues after cycle {self.step}")
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def program(self) -> Cycle:
+        stage = stage_of(self.setup.method, self.step)
+        if stage not in self.programs:
+            phases = self.setup.method.phases_at(self.step)
+            self.programs[stage] = build_cycle(self.setup, phases)
+        return self.programs[stage]
+
+    def loop(self, hooks: Hooks, signals: Signals) -> None:
+        """Cycles until the end or a signal."""
+        config = self.config
+        while self.step < config.cycles:
+            program = self.program()
+            self.state, metrics = program(self.state, self.frozen, self.batch)
+            self.step += 1
+            self.look()
+            self.pending = (self.step, metrics)
+            last = self.step == config.cycles or signals.came is not None
+            evaluated = self.call_hooks(hooks, last)
+            if self.saves and (last or _due(config.checkpoint.every, self.step)):
+                self.look()
+                self.saves.save(
+                    self.step,
+                    self.state,
+                    self.feed.state(),
+                    {**self.meta, "seconds": self.seconds},
+                    evaluated,
+                )
+            if last:
+                break
+            self.batch = place(self.setup, self.feed.next(self.step))
+        self.look()
+
+    def look(self) -> None:
+        """Reads the metrics of the last cycle but one, which are there by now."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending
+        self.pending = None
+        assert self.bar is not None
+        if int(metrics["skipped_in_a_row"]) >= self.config.max_skipped:
+            raise FloatingPointError(self.skipped(step, jax.device_get(metrics)))
+        self.bar.update(step)
+        if step == 1 or _due(self.config.log_every, step) or step == self.config.cycles:
+            self.log(step, {k: float(v) for k, v in jax.device_get(metrics).items()})
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        assert self.bar is not None
+        self.record = {**values, "seconds": self.seconds}
+        if self.writer is not None:
+            self.writer.write(step, self.record)
+        self.bar.note(step, values)
+
+    def skipped(self, step: int, metrics: Mapping[str, Any]) -> str:
+        roles = [k.split("/")[1] for k, v in metrics.items() if "skipped/" in k and v]
+        broken = sorted(k for k, v in metrics.items() if not np.isfinite(v).all())
+        return (
+            f"cycle {step}: {self.config.max_skipped} updates in a row had gradients "
+            f"that are not finite (roles with skipped updates: {', '.join(roles)}; not "
+            f"finite now: {', '.join(broken) or 'nothing'}); lower the learning rate, "
+            "clip, or raise max_skipped"
+        )
+
+    def call_hooks(self, hooks: Hooks, last: bool) -> dict[str, float] | None:
+        """Runs the hooks that are due; metrics of the evaluation hook if it ran."""
+        config, evaluated = self.config, None
+        view = View(self.step, self.state, self.frozen, self.setup)
+        every = config.evaluate_every
+        if hooks.evaluate is not None and every and (last or _due(every, self.step)):
+            evaluated = {k: float(v) for k, v in hooks.evaluate(view).items()}
+            best = config.checkpoint.best
+            if best is not None and best not in evaluated:
+                raise ValueError(
+                    f"checkpoint.best is {best!r}, and the evaluation hook returned "
+                    f"{sorted(evaluated)}"
+                )
+            named = {f"evaluate/{k}": v for k, v in evaluated.items()}
+            if self.writer is not None:
+                self.writer.write(self.step, named)
+        if hooks.sample is not None and _due(config.sample_every, self.step):
+            hooks.sample(view)
+        return evaluated
+
+    def result(self, folder: pathlib.Path | None) -> TrainResult:
+        return TrainResult(
+            self.step,
+            self.state,
+            self.frozen,
+            self.setup,
+            self.seconds,
+            self.record,
+            folder,
+        )
+
+    def close(self) -> None:
+        """Waits for the last checkpoint and ends threads and files."""
+        for part in (self.saves, self.writer, self.bar, self.feed):
+            if part is not None:
+                part.close()
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0

@@ -1,0 +1,108 @@
+"""What hooks see of a run and what it returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from distilljax.training.roles import Setup
+from distilljax.training.state import Params, TrainState
+from distilljax.training.update import all_params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """The parameters after some cycle.
+
+    Arrays that a hook sees are overwritten by the next cycle: copy what is to be kept.
+
+    Attributes:
+      step: cycles done.
+      state: the state.
+      frozen: parameters of the frozen roles.
+      setup: roles with networks and config.
+    """
+
+    step: int
+    state: TrainState
+    frozen: Mapping[str, Params]
+    setup: Setup = dataclasses.field(repr=False)
+
+    def params(self, role: str = "student", *, ema: bool = True) -> Params:
+        """Parameters of a role, derived ones included.
+
+        Args:
+          role: name of the role.
+          ema: take evaluation EMAs where the config keeps them.
+        """
+        params = {**self.state.params, **(self.state.ema if ema else {})}
+        return all_params(self.setup, params, self.frozen, self.state.step)[role]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainResult(View):
+    """The end of a run.
+
+    Attributes:
+      seconds: spent in training, over all continued parts.
+      metrics: the last record.
+      folder: run folder, or None.
+    """
+
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    folder: pathlib.Path | None = None
+
+
+class Interrupted(SystemExit):
+    """Raised after a signal when everything is saved; ends the process if not caught.
+
+    Attributes:
+      result: the result so far.
+    """
+
+    def __init__(self, number: int, result: TrainResult):
+        super().__init__(128 + number)
+        self.result = result
+
+
+class Hooks(NamedTuple):
+    """What happens beside training.
+
+    Attributes:
+      sample: called with a `View` every ``sample_every`` cycles.
+      evaluate: `View` -> metrics, every ``evaluate_every`` cycles and at the end;
+        logged as ``evaluate/name``.
+    """
+
+    sample: Callable[[View], Any] | None = None
+    evaluate: Callable[[View], Mapping[str, float]] | None = None
+
+
+class Signals:
+    """Notes SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
+
+    def __init__(self, active: bool):
+        """Installs nothing unless ``active`` and in the main thread."""
+        main = threading.current_thread() is threading.main_thread()
+        self._numbers = (signal.SIGTERM, signal.SIGINT) if active and main else ()
+        self._old: dict[int, Any] = {}
+        self.came: int | None = None
+
+    def __enter__(self) -> Signals:
+        for number in self._numbers:
+            self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.came is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.came = number
+
+    def __exit__(self, *_) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)

@@ -1,0 +1,156 @@
+"""Roles joined with networks, optimizers and devices: what a program is built from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from distilljax.binding import Network
+from distilljax.errors import unknown
+from distilljax.method import Method, Phase, Role
+from distilljax.training.config import TrainConfig
+
+MENDS = {
+    "jvp": "use a network without custom_vjp (attention that jax.jvp can go through)",
+    "taps": "return intermediate features for taps=True and list 'taps'",
+    "second_time": "build it with a second time input (second_time=True)",
+    "null": "give it a null condition (null=) and train it with condition dropout",
+    "cache": "build it with a cache",
+    "blocks": "build it with block-level functions",
+    "dropout": "let apply take rng= and list 'dropout'",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+    """Everything static that the programs of a run share.
+
+    Attributes:
+      method: the method.
+      networks: network by role.
+      optimizers: by trained role.
+      config: the training config.
+      sample_shape: shape of one sample.
+      mesh: mesh of the run; None on one device.
+      batch: shapes of the batch of a cycle, by field.
+    """
+
+    method: Method
+    networks: Mapping[str, Network]
+    optimizers: Mapping[str, optax.GradientTransformation]
+    config: TrainConfig
+    sample_shape: tuple[int, ...]
+    mesh: Mesh | None = None
+    batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def stacked(self) -> int:
+        """Microbatches in which the loader delivers a batch."""
+        return self.config.stacked(self.method.trained)
+
+    def accumulate(self, phase: Phase) -> int:
+        """Microbatches of an update of a phase."""
+        return max((self.config.role(r).accumulate for r in phase.trains), default=1)
+
+    def constrain(self, x: jax.Array) -> jax.Array:
+        """Places an array with batch first on the batch axis of the mesh."""
+        if self.mesh is None or x.ndim == 0 or x.shape[0] % self.config.devices:
+            return x
+        return jax.lax.with_sharding_constraint(x, sharding(self.mesh, "data"))
+
+    @property
+    def replicated(self) -> NamedSharding | None:
+        """Sharding of the state; None without a mesh."""
+        return None if self.mesh is None else sharding(self.mesh)
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """Sharding of the leading axes over mesh axes; replicated without."""
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def make_mesh(config: TrainConfig) -> Mesh | None:
+    """Mesh of a config; None on one device.
+
+    Raises:
+      ValueError: if there are fewer devices than asked for.
+    """
+    if config.devices == 1:
+        return None
+    if config.devices > jax.device_count():
+        raise ValueError(
+            f"mesh asks for {config.devices} devices on axis 'data' and there are "
+            f"{jax.device_count()}; lower it, or on a CPU set "
+            "XLA_FLAGS=--xla_force_host_platform_device_count"
+        )
+    devices = jax.devices()[: config.devices]
+    return jax.make_mesh(
+        (config.devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices
+    )
+
+
+def join(
+    roles: Mapping[str, Role], networks: Mapping[str, Network]
+) -> dict[str, Network]:
+    """Networks by role: one under the role's own name, else the one that it names.
+
+    Raises:
+      ValueError: if a network is missing, or lacks what its role needs; names the
+        network and the mend.
+    """
+    joined = {}
+    for name, role in roles.items():
+        network = networks.get(name, networks.get(role.network))
+        if network is None:
+            raise ValueError(
+                f"role {name!r}: " + unknown("network", role.network, networks)
+            )
+        missing = sorted(role.needs - network.capabilities)
+        if missing:
+            mends = "; ".join(f"{m}: {MENDS[m]}" for m in missing if m in MENDS)
+            has = ", ".join(sorted(network.capabilities)) or "none of them"
+            raise ValueError(
+                f"role {name!r} needs a network with {', '.join(missing)}, and "
+                f"{network.name!r} has {has}. {mends}"
+            )
+        joined[name] = network
+    return joined
+
+
+def updates_of(method: Method, role: str, cycles: int) -> int:
+    """Updates that a role gets in a run of so many cycles."""
+    total, start = 0, 0
+    parts = [*method.stages, (cycles, method.phases)]
+    for until, phases in parts:
+        length = max(min(until, cycles) - start, 0)
+        total += length * sum(p.repeat for p in phases if role in p.trains)
+        start = max(start, min(until, cycles))
+    return total
+
+
+def make_setup(
+    method: Method,
+    networks: Mapping[str, Network],
+    config: TrainConfig,
+    sample_shape: tuple[int, ...],
+    mesh: Mesh | None = None,
+    batch: Mapping[str, Any] | None = None,
+) -> Setup:
+    """Joins roles and networks and builds the optimizers; see `Setup`."""
+    return Setup(
+        method=method,
+        networks=join(method.roles, networks),
+        optimizers={
+            role: config.role(role).build(updates_of(method, role, config.cycles))
+            for role in method.trained
+        },
+        config=config.checked(method.roles),
+        sample_shape=tuple(sample_shape),
+        mesh=mesh,
+        batch=dict(batch or {}),
+    )

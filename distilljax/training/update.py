@@ -1,0 +1,296 @@
+"""One update of a phase: the only gradient of the library.
+
+A phase is terms on a context; nothing here knows a method. Randomness is keyed by
+names: the key of a term is ``fold(phase key, repeat[, microbatch])`` folded with its
+name, so that composing methods changes nobody's draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from distilljax.binding import Bound, Nets
+from distilljax.context import Context, fold_name
+from distilljax.method import Out, Phase
+from distilljax.times import value_at
+from distilljax.training.roles import Setup
+from distilljax.training.state import Params, TrainState
+
+Array = jax.Array
+Metrics = dict[str, Array]
+Data = Mapping[str, Any]
+
+
+def all_params(
+    setup: Setup,
+    params: Mapping[str, Params],
+    frozen: Mapping[str, Params],
+    step: Array,
+) -> dict[str, Params]:
+    """Parameters of every role, derived ones included."""
+    out = {**frozen, **params}
+    for name, role in setup.method.roles.items():
+        if role.derive is not None:
+            out[name] = role.derive(out, step)
+    return out
+
+
+def joined(label: str, *parts: Data) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for part in parts:
+        shared = sorted(set(out) & set(part))
+        if shared:
+            raise ValueError(
+                f"{label}: data fields {shared} come from two of batch, collected "
+                "results and draws; rename one"
+            )
+        out.update(part)
+    return out
+
+
+class Update:
+    """One update of a phase: split into microbatches, differentiate, apply."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        phase: Phase,
+        state: TrainState,
+        frozen: Mapping[str, Params],
+        writers: dict[str, str],
+    ):
+        self.setup, self.phase, self.frozen = setup, phase, frozen
+        self.writers = writers
+        self.step, self.resting = state.step, state.params
+        self.key = fold_name(jax.random.fold_in(state.key, state.step), phase.name)
+        self.batch_size = setup.config.batch_size
+        self.micro = setup.accumulate(phase)
+        self.label = f"phase {phase.name!r}"
+
+    def split(self, batch: Data, collected: Data) -> tuple[dict, dict]:
+        """Data ``[micro, B / micro, ...]``, and what has no batch axis."""
+        size = self.batch_size // self.micro
+
+        def pieces(x: Array, lead: int) -> Array:
+            x = x.reshape(self.micro, size, *x.shape[lead:])
+            return self.setup.constrain(x[0])[None] if self.micro == 1 else x
+
+        parts = {k: jax.tree.map(lambda x: pieces(x, 2), v) for k, v in batch.items()}
+        whole = {}
+        for name, value in collected.items():
+            flat = jax.tree.leaves(value)
+            if flat and all(x.ndim and x.shape[0] == self.batch_size for x in flat):
+                parts[name] = jax.tree.map(lambda x: pieces(x, 1), value)
+            else:
+                whole[name] = value
+        return parts, whole
+
+    def context(
+        self, params: Params, data: Data, memory, key: Array, repeat
+    ) -> Context:
+        trees = all_params(
+            self.setup, {**self.resting, **params}, self.frozen, self.step
+        )
+        networks = self.setup.networks
+        bound = {
+            name: Bound(name, networks[name], tree) for name, tree in trees.items()
+        }
+        ctx = Context(
+            nets=Nets(bound),
+            data=data,
+            step=self.step,
+            repeat=repeat,
+            memory=memory,
+            root=key,
+            batch_size=self.batch_size // self.micro,
+            sample_shape=self.setup.sample_shape,
+            constrain=self.setup.constrain,
+        )
+        for name, draw in self.phase.draws.items():
+            drawn = {name: draw(ctx.of(name))}
+            seen = joined(self.label, ctx.data, drawn)
+            ctx = dataclasses.replace(ctx, data=seen)
+        return ctx
+
+    def remember(self, memory: dict, owner: str, new: Mapping[str, Any]) -> dict:
+        for name, value in new.items():
+            owner_before = self.writers.setdefault(name, owner)
+            if name not in memory or owner_before != owner:
+                raise ValueError(
+                    f"{owner} writes memory {name!r}, which "
+                    + (
+                        f"{owner_before} writes too; an entry has one writer"
+                        if name in memory
+                        else f"the method does not have: {sorted(memory)}"
+                    )
+                )
+            value = jax.tree.map(
+                lambda x, old: jnp.asarray(x, old.dtype).reshape(old.shape),
+                value,
+                memory[name],
+            )
+            memory = {**memory, name: value}
+        return memory
+
+    def terms(self, params, data, memory, key, repeat, counts):
+        """Weighted means of the terms ``[terms]``, with metrics and memory."""
+        ctx = self.context(params, data, memory, key, repeat)
+        means, metrics, after = [], {}, memory
+        for term in self.phase.terms:
+            label = f"{self.phase.name}/{term.name}"
+            out = term.loss(ctx.of(term.name))
+            out = out if isinstance(out, Out) else Out(out)
+            mask = None if term.mask is None else _field(ctx, label, term.mask)
+            mean = _mean(label, out.values, mask, counts.get(term.mask))
+            after = self.remember(after, f"term {label!r}", out.memory)
+            metrics[label] = mean
+            for name, value in out.metrics.items():
+                metrics[f"{label}/{name}"] = jnp.asarray(value, jnp.float32)
+            means.append(value_at(term.weight, self.step) * mean)
+        vector = jnp.stack(means)
+        metrics[f"{self.phase.name}/loss"] = jnp.sum(vector)
+        return vector, (metrics, after)
+
+    def gradients(self, params, *args):
+        """Gradients (by term if the phase merges), metrics and memory."""
+        if self.phase.merge is None:
+
+            def total(p):
+                vector, aux = self.terms(p, *args)
+                return jnp.sum(vector), aux
+
+            grads, aux = jax.grad(total, has_aux=True)(params)
+            return grads, *aux
+        vector, pull, aux = jax.vjp(
+            lambda p: self.terms(p, *args), params, has_aux=True
+        )
+        rows = jnp.eye(len(self.phase.terms), dtype=vector.dtype)
+        names = [term.name for term in self.phase.terms]
+        return {n: pull(rows[i])[0] for i, n in enumerate(names)}, *aux
+
+    def accumulated(self, params, parts, whole, memory, key, repeat):
+        """Mean gradient over the microbatches."""
+        names = {term.mask for term in self.phase.terms if term.mask in parts}
+        counts = {n: jnp.mean(jnp.asarray(parts[n], jnp.float32)) for n in names}
+        if self.micro == 1:
+            data = {k: jax.tree.map(lambda x: x[0], v) for k, v in parts.items()}
+            return self.gradients(
+                params, {**data, **whole}, memory, key, repeat, counts
+            )
+
+        def body(carry, xs):
+            sums, memory = carry
+            index, data = xs
+            data = jax.tree.map(self.setup.constrain, data)
+            grads, metrics, memory = self.gradients(
+                params,
+                {**data, **whole},
+                memory,
+                jax.random.fold_in(key, index),
+                repeat,
+                counts,
+            )
+            return (jax.tree.map(jnp.add, sums, grads), memory), metrics
+
+        zeros = jax.tree.map(_zeros, params)
+        if self.phase.merge is not None:
+            zeros = {term.name: zeros for term in self.phase.terms}
+        indices = jnp.arange(self.micro)
+        (sums, memory), metrics = jax.lax.scan(body, (zeros, memory), (indices, parts))
+        mean = jax.tree.map(lambda g: g / self.micro, sums)
+        return mean, mean_over(metrics), memory
+
+    def __call__(self, carry, batch: Data, collected: Data, repeat: Array):
+        """``(params, opt, counters, memory)`` of the trained roles after one update."""
+        params, opt, counters, memory = carry
+        parts, whole = self.split(batch, collected)
+        joined(self.label, parts, whole)
+        key = jax.random.fold_in(self.key, repeat)
+        grads, metrics, memory = self.accumulated(
+            params, parts, whole, memory, key, repeat
+        )
+        if self.phase.merge is not None:
+            grads = self.phase.merge(grads, self.step)
+        params, opt, counters = dict(params), dict(opt), dict(counters)
+        for role in self.phase.trains:
+            params[role], opt[role], counters[role], norms = self.applied(
+                role, grads[role], params[role], opt[role], counters[role]
+            )
+            metrics.update(norms)
+        return (params, opt, counters, memory), metrics
+
+    def applied(self, role, grads, params, opt, counters):
+        """One optimizer step; nothing changes if the gradient is not finite."""
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm)
+        clip = self.setup.config.role(role).clip
+        if clip is not None:
+            factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
+            grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+        updates, new = self.setup.optimizers[role].update(grads, opt, params)
+        stepped = optax.apply_updates(params, updates)
+
+        def kept(a, b):
+            return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
+
+        missed = jnp.where(finite, 0, 1)
+        counters = {
+            "skipped": counters["skipped"] + missed,
+            "in_a_row": (counters["in_a_row"] + missed) * missed,
+        }
+        metrics = {
+            f"grad_norm/{role}": norm,
+            f"update_norm/{role}": optax.tree.norm(updates),
+        }
+        return kept(stepped, params), kept(new, opt), counters, metrics
+
+    def collect(self, params, memory, batch: Data, collected: Data, repeat: Array):
+        """Results of a collect phase for one batch, metrics and memory."""
+        assert self.phase.collect is not None
+        parts, whole = self.split(batch, collected)
+        data = {k: jax.tree.map(lambda x: x[0], v) for k, v in parts.items()}
+        key = jax.random.fold_in(self.key, repeat)
+        ctx = self.context(params, {**data, **whole}, memory, key, repeat)
+        out = self.phase.collect(ctx.of("collect"))
+        out = out if isinstance(out, Out) else Out(out)
+        owner = f"collect of phase {self.phase.name!r}"
+        memory = self.remember(memory, owner, out.memory)
+        metrics = {f"{self.phase.name}/{k}": v for k, v in out.metrics.items()}
+        return dict(out.values), metrics, memory
+
+
+def _zeros(leaf: Array) -> Array:
+    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def mean_over(metrics: Metrics) -> Metrics:
+    return {name: jnp.mean(value, axis=0) for name, value in metrics.items()}
+
+
+def _field(ctx: Context, label: str, name: str) -> Array:
+    if name not in ctx.data:
+        raise ValueError(f"term {label!r}: no mask {name!r} in {sorted(ctx.data)}")
+    return jnp.asarray(ctx.data[name], jnp.float32)
+
+
+def _mean(label: str, values: Array, mask: Array | None, count: Array | None) -> Array:
+    """Mean, or sum over the mask divided by its size (over all microbatches)."""
+    values = jnp.asarray(values)
+    values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+    if mask is None:
+        return jnp.mean(values)
+    if values.shape[: mask.ndim] != mask.shape:
+        raise ValueError(
+            f"term {label!r}: mask {mask.shape} must match the leading axes of the "
+            f"values {values.shape}"
+        )
+    wide = mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim))
+    share = jnp.mean(mask) if count is None else count
+    kept = jnp.where(wide > 0, values, 0.0) * wide
+    return jnp.mean(kept) / jnp.maximum(share, 1e-12)
