@@ -107,6 +107,16 @@ def flow_output(path: Path) -> Prediction:
     return VELOCITY if path in (linear(sd), trigflow(sd)) else F
 
 
+def normalization(
+    path: Path, kind: Prediction, x: Array, t: Time
+) -> tuple[Array | float, float]:
+    """Divisor of a network's input and factor of its output, for data of ``sigma_d``."""
+    sd = path.sigma_d
+    if kind is F:
+        return path.scale(expand(t, x)), 1.0
+    return sd, {EPS: 1.0, SCORE: 1.0 / sd}.get(kind, sd)
+
+
 def _times(x: Array, t: Time) -> Array:
     t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))
     return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
@@ -183,7 +193,7 @@ class Bound:
                 f"role {self.role!r}: network {self.network.name!r} has no apply; call "
                 f"one of its functions: {sorted(self.network.functions)}"
             )
-        options = {} if self.key is None else {"rng": self.key}
+        options: dict[str, Any] = {} if self.key is None else {"rng": self.key}
         if taps:
             self._require("taps")
             options["taps"] = True
@@ -196,7 +206,9 @@ class Bound:
         """Another declared function of the network (``logits``, ``decode``, ...)."""
         if name not in self.network.functions:
             raise ValueError(
-                unknown(f"function of {self.network.name!r}", name, self.network.functions)
+                unknown(
+                    f"function of {self.network.name!r}", name, self.network.functions
+                )
             )
         return self.network.functions[name](self.params, *args, **kwargs)
 
@@ -207,13 +219,11 @@ class Bound:
                 f"{self.network.name!r} has {sorted(self.network.capabilities)}"
             )
 
-    def _units(self, x: Array, t: Time) -> tuple[Array, Array | float]:
+    def _units(self, x: Array, t: Time) -> tuple[Array, float]:
         """Input as the network sees it, and the factor of its output."""
-        sd = self.path.sigma_d
-        if self.kind is F:
-            return x / self.path.scale(expand(t, x)), 1.0
-        scale = {EPS: 1.0, SCORE: 1.0 / sd}.get(self.kind, sd)
-        return (x if sd == 1.0 else x / sd), scale
+        divisor, scale = normalization(self.path, self.kind, x, t)
+        plain = isinstance(divisor, float) and divisor == 1.0
+        return (x if plain else x / divisor), scale
 
     def _own(
         self, cond: Condition, x: Array, t: Time, s: Time | None, taps: bool = False
@@ -223,7 +233,7 @@ class Bound:
         out = self.apply(inner, t, cond, s, taps=taps)
         if taps:
             return out[0] * scale, out[1]
-        return out if isinstance(scale, float) and scale == 1.0 else out * scale
+        return out if scale == 1.0 else out * scale
 
     def prediction(
         self,

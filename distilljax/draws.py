@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.paths import Path
+from distilljax.solvers import Heun, Solver, solve
 from distilljax.times import EvenGrid, Grid, Law
 
 if TYPE_CHECKING:
@@ -176,31 +177,53 @@ class Renoise:
 
 
 @dataclasses.dataclass(frozen=True)
-class TeacherPairs:
-    """Noise and the sample that the teacher's ODE makes of it, ``{"noise", "x0"}``.
+class TeacherTrajectory:
+    """States of the teacher's own ODE trajectory from noise, and where it ends.
+
+    With one segment this is a noise-image pair; with more, states at lower noise levels
+    come at no further cost.
 
     Attributes:
-      steps: solver steps on an even grid.
-      solver: solver of `distilljax.solvers`; default Heun.
+      segments: grid segments; a state is kept at the start of each.
+      substeps: solver steps inside a segment.
+      grid: time grid of the segments.
+      solver: solver of `distilljax.solvers`.
       guidance: guidance scale ``w`` of the teacher.
-      path: path of the ODE; default the teacher's.
+      path: path of the ODE; default the student's network's.
       role: the teacher.
     """
 
-    steps: int = 16
-    solver: Any = None
+    segments: int = 4
+    substeps: int = 2
+    grid: Grid = EvenGrid()
+    solver: Solver = Heun()
     guidance: float = 1.0
     path: Path | None = None
     role: str = "teacher"
 
-    def __call__(self, ctx: Context) -> dict[str, Array]:
-        from distilljax.solvers import Heun, solve
-
-        teacher = ctx.nets[self.role]
-        path = teacher.path if self.path is None else self.path
-        solver = Heun() if self.solver is None else self.solver
-        field = teacher.guided(ctx.data, self.guidance, kind="velocity", path=path)
-        noise = path.start(ctx.normal("noise"))
-        times = EvenGrid()(self.steps, path)
-        x0 = solve(field, noise, times, path=path, solver=solver, kind="velocity")
-        return {"noise": noise, "x0": sg(x0)}
+    def __call__(self, ctx: Context) -> dict[str, Any]:
+        """``{"states": [K, B, ...], "times": K numbers, "end": [B, ...]}``."""
+        path = ctx.nets["student"].path if self.path is None else self.path
+        kind = self.solver.kind
+        field = ctx.nets[self.role].guided(
+            ctx.data, self.guidance, kind=kind, path=path
+        )
+        coarse = self.grid(self.segments, path)
+        n = self.substeps
+        times = [
+            t + (s - t) * i / n
+            for t, s in zip(coarse[:-1], coarse[1:], strict=True)
+            for i in range(n)
+        ]
+        start = path.start(ctx.normal("noise"), t=coarse[0])
+        end, states = solve(
+            field,
+            start,
+            [*times, coarse[-1]],
+            path=path,
+            solver=self.solver,
+            kind=kind,
+            trajectory=True,
+        )
+        kept = jnp.concatenate([start[None], states[n - 1 : -1 : n]])
+        return {"states": sg(kept), "times": coarse[:-1], "end": sg(end)}

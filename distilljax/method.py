@@ -298,6 +298,17 @@ def _merge_equal(kind: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[
     return out
 
 
+def _merge_roles(a: Mapping[str, Role], b: Mapping[str, Role]) -> dict[str, Role]:
+    """Equal roles merge, and what they need of their network is united."""
+    shared = set(a) & set(b)
+    needs = {name: a[name].needs | b[name].needs for name in shared}
+    return _merge_equal(
+        "role",
+        {n: r._replace(needs=needs[n]) if n in shared else r for n, r in a.items()},
+        {n: r._replace(needs=needs[n]) if n in shared else r for n, r in b.items()},
+    )
+
+
 def _merge_phase(a: Phase, b: Phase, repeats: Mapping[str, int]) -> Phase:
     if a.repeat != b.repeat and a.name not in repeats:
         raise ValueError(
@@ -397,7 +408,7 @@ def compose(
         untils = sorted({stage.until for m in (out, part) for stage in m.stages})
         out = Method(
             name=f"{out.name}+{part.name}",
-            roles=_merge_equal("role", out.roles, part.roles),
+            roles=_merge_roles(out.roles, part.roles),
             phases=_compose_phases(out.phases, part.phases, repeats),
             batch=out.batch | part.batch,
             sampling=out.sampling,

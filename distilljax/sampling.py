@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from distilljax.flow_maps import FlowMap
 from distilljax.paths import Path
+from distilljax.solvers import ancestral_std
 from distilljax.times import check_times
 
 Array = jax.Array
@@ -108,12 +109,6 @@ class SDE:
         return path.step(x, denoised, t, s, zeta=zeta, xi=eps)
 
 
-def ancestral_std(path: Path, t: Array, s: Array) -> Array:
-    """Standard deviation of ``x_s`` given ``x_t`` and ``x0``, elementwise."""
-    shrink = path.alpha(t) * path.sigma(s) / (path.alpha(s) * path.sigma(t))
-    return path.sigma(s) * jnp.sqrt(jnp.maximum(1.0 - shrink**2, 0.0))
-
-
 class Hooks(NamedTuple):
     """Changes to a sampling run; each is pure.
 
@@ -156,7 +151,7 @@ def sample(
       trajectory: also return the states after every step.
 
     Returns:
-      The final state, or ``(state, states [steps, B, ...])``.
+      The final state in at least float32, or ``(state, states [steps, B, ...])``.
 
     Raises:
       ValueError: on times that do not decrease, 0 steps, a missing key or path, or a
@@ -164,10 +159,10 @@ def sample(
     """
     times = check_times(tuple(times))
     steps = len(times) - 1
-    maps = tuple(flow_map) if isinstance(flow_map, (list, tuple)) else None
-    if maps is not None and len(maps) != steps:
+    maps = (flow_map,) if callable(flow_map) else tuple(flow_map)
+    if not callable(flow_map) and len(maps) != steps:
         raise ValueError(f"one flow map per step: {steps} steps, got {len(maps)} maps")
-    first = maps[0] if maps is not None else flow_map
+    first = maps[0]
     path = getattr(first, "path", None) if path is None else path
     if path is None:
         raise ValueError("path must be given: the flow map does not say its own")
@@ -176,6 +171,7 @@ def sample(
         raise ValueError(
             f"{type(renoise).__name__} draws fresh noise between {steps} steps: pass key="
         )
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if hooks.start is not None:
         x = hooks.start(x)
 
@@ -187,23 +183,26 @@ def sample(
             f = f if hooks.guide is None else hooks.guide(f, index)
             eps = jnp.zeros_like(x)
             if key is not None and noisy:
-                eps = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+                eps = jax.random.normal(
+                    jax.random.fold_in(key, index), x.shape, x.dtype
+                )
             return renoise(f, path, x, t, s, eps)
 
-        if maps is None:
-            x = advance(flow_map)
+        if len(maps) == 1:
+            moved = advance(first)
         else:
             branches = [lambda f=f: advance(f) for f in maps]
-            x = jax.lax.switch(index, branches)
+            moved = jax.lax.switch(index, branches)
+        x = moved.astype(x.dtype)
         if hooks.project is not None:
             x, chain = hooks.project(x, s, index, chain)
         return (x, chain), (x if trajectory else None)
 
-    t = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
+    t = jnp.asarray(times, x.dtype)
     (x, _), states = jax.lax.scan(
         one,
         (x, hooks.carry),
         (jnp.arange(steps), t[:-1], t[1:]),
         unroll=steps if steps <= 8 else 1,
     )
-    return (x, states) if trajectory else x
+    return x if states is None else (x, states)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from distilljax.method import Citation, Method, Sampling, Stage, compose
+from distilljax.method import Citation, Method, Stage, compose
 from distilljax.methods.consistency import scm
 from distilljax.methods.distribution import dmd2
 from distilljax.paths import Path, trigflow
-from distilljax.sampling import Consistency
 from distilljax.times import EvenGrid, Grid, Law, LogNormal, Ramp, Shifted, Uniform
 
 RCM = Citation(
@@ -58,7 +57,8 @@ def rcm(
       steps: numbers of steps of the backward simulation.
       grid: their time grids, also the sampler's.
       critic_steps: critic updates per student update; 4 of every 5 in the release.
-      path: TrigFlow.
+      path: TrigFlow; ``dmd_options`` may give the matching part its own path, whose grid
+        the sampler then uses.
       scm_options: further arguments of `scm`.
       dmd_options: further arguments of `dmd2`.
 
@@ -93,7 +93,7 @@ def rcm(
         consistency,
         matching,
         weights=weights,
-        sampling=Sampling(grid, Consistency(), path, two_time=False),
+        sampling=matching.sampling,
         name="rcm",
         cite=(RCM,),
     )

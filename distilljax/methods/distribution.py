@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from distilljax import losses, transforms
 from distilljax.context import Context
-from distilljax.draws import Rollout, TeacherPairs
+from distilljax.corrections import Correction
+from distilljax.draws import Rollout, TeacherTrajectory
 from distilljax.method import (
     Citation,
     Method,
@@ -61,8 +62,13 @@ GDMD = Citation(
 
 
 def match_scores(
-    ctx: Context, law: Law, path: Path | None, guidance: float, suffix: str = ""
-):
+    ctx: Context,
+    law: Law,
+    path: Path | None,
+    guidance: float,
+    floor: float = 1e-5,
+    suffix: str = "",
+) -> Correction:
     """Normalised DMD correction of ``ctx.data["x"]`` at one re-noised point."""
     p = path_of(ctx, path)
     x = ctx.data["x"]
@@ -70,7 +76,7 @@ def match_scores(
     real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
     fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
     gap = losses.score_gap(x, real, fake)
-    return transforms.normalize_by_error(gap, reference=real)
+    return transforms.normalize_by_error(gap, reference=real, floor=floor)
 
 
 def dmd2(
@@ -85,7 +91,9 @@ def dmd2(
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = Uniform(),
     warm_start: int = 0,
-    warm_start_steps: int = 8,
+    warm_start_draw: TeacherTrajectory | None = None,
+    warm_start_weights: tuple[float, ...] | None = None,
+    floor: float = 1e-5,
     slots: tuple[int, ...] | None = None,
     path: Path | None = None,
 ) -> Method:
@@ -107,9 +115,13 @@ def dmd2(
         over elements); the number 0 leaves the GAN out.
       gan_critic_weight: weight of the discriminator's loss beside the score fit.
       gan_law: times of the diffusion GAN, for real and fake independently.
-      warm_start: cycles of plain regression on the teacher's noise-image pairs before
-        matching begins (the released SDXL recipe starts its one-step student so).
-      warm_start_steps: Heun steps of those pairs.
+      warm_start: cycles of plain regression on the teacher's trajectories before
+        matching begins (the released SDXL recipe starts its one-step student on
+        noise-image pairs).
+      warm_start_draw: those trajectories; default the grid of the most ``steps``, two
+        Heun steps a segment.
+      warm_start_weights: weight of their states; default equal.
+      floor: smallest divisor of the normaliser ``mean |x - D_real|``.
       slots: see `draws.Rollout`; None draws one exit step for the whole batch.
       path: path; default the student's network's.
 
@@ -121,7 +133,7 @@ def dmd2(
     draws = {"x": Rollout(steps, grid, path, slots=slots)}
 
     def match(ctx: Context) -> Array:
-        return losses.regress(match_scores(ctx, law, path, guidance))
+        return losses.regress(match_scores(ctx, law, path, guidance, floor))
 
     student_terms = (Term("match", match),)
     critic_terms = (fit_score("fake_score", "x", critic_law, path),)
@@ -138,7 +150,11 @@ def dmd2(
         trains += ("discriminator",)
     stages = ()
     if warm_start:
-        stages = (Stage(warm_start, (warm_up_pairs(warm_start_steps, guidance, path),)),)
+        draw = warm_start_draw or TeacherTrajectory(
+            max(steps), grid=grid, guidance=guidance, path=path
+        )
+        weights = warm_start_weights or (1.0,) * draw.segments
+        stages = (Stage(warm_start, (follow_teacher(draw, weights),)),)
     return check(
         Method(
             name="dmd2",
@@ -155,20 +171,33 @@ def dmd2(
     )
 
 
-def warm_up_pairs(steps: int, guidance: float, path: Path | None) -> Phase:
-    """Phase that regresses the one-step sample on the teacher's ODE solution."""
+def follow_teacher(draw: TeacherTrajectory, weights: tuple[float, ...]) -> Phase:
+    """Phase that regresses ``f(x_t, t, 0)`` on the end of the teacher's trajectory.
 
-    def regress_pairs(ctx: Context) -> Array:
-        pairs = ctx.data["pairs"]
-        p = path_of(ctx, path)
-        f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
-        return losses.regress(
-            losses.toward(f(pairs["noise"], p.t_max, 0.0), pairs["x0"])
+    Args:
+      draw: the trajectory; every state of it is used.
+      weights: weight of the states, one per segment.
+
+    Returns:
+      A phase ``student`` with one term.
+    """
+    if len(weights) != draw.segments:
+        raise ValueError(
+            f"weights must hold one number per segment ({draw.segments}), got {weights}"
         )
 
-    draw = TeacherPairs(steps, guidance=guidance, path=path)
-    term = Term("pairs_regression", regress_pairs)
-    return Phase("student", ("student",), (term,), {"pairs": draw})
+    def regress_ends(ctx: Context) -> Array:
+        found = ctx.data["trajectory"]
+        p = path_of(ctx, draw.path)
+        f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
+        values = [
+            weight * losses.regress(losses.toward(f(x, t, 0.0), found["end"]))
+            for x, t, weight in zip(found["states"], found["times"], weights, strict=True)
+        ]
+        return sum(values) / sum(weights)
+
+    term = Term("trajectory_end", regress_ends)
+    return Phase("student", ("student",), (term,), {"trajectory": draw})
 
 
 def sid(
@@ -281,7 +310,9 @@ def gdmd(
     draws = {"x": Rollout(steps, grid, path)}
 
     def rewarded(ctx: Context) -> Out:
-        gaps = [match_scores(ctx, law, path, guidance, str(i)) for i in range(targets)]
+        gaps = [
+            match_scores(ctx, law, path, guidance, suffix=str(i)) for i in range(targets)
+        ]
         value = ctx.nets.reward.call
         scores = sg(jnp.stack([value("value", c.target, ctx.cond) for c in gaps]))
         spread = jnp.std(scores, axis=0)

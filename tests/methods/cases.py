@@ -17,8 +17,8 @@ from distilljax.binding import Network
 from distilljax.method import Method
 from distilljax.times import EvenGrid, LogitNormal, Pair
 from distilljax.training.config import TrainConfig
-from distilljax.training.roles import make_setup
-from distilljax.training.state import create
+from distilljax.training.roles import make_mesh, make_setup
+from distilljax.training.state import create_frozen, create_state
 from tests import toy
 
 SHAPE = (2,)
@@ -103,7 +103,7 @@ def params(nets: Mapping[str, Network], method: Method, seed: int = 0) -> dict[s
     return given
 
 
-def setup(name: str, *, batch_size: int = 16, nets=None, mesh=None, **train: Any):
+def setup(name: str, *, batch_size: int = 16, nets=None, **train: Any):
     """``(setup, state, frozen)`` of a method."""
     built = method(name)
     nets = networks() if nets is None else nets
@@ -111,8 +111,9 @@ def setup(name: str, *, batch_size: int = 16, nets=None, mesh=None, **train: Any
         {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},
         roles=built.roles,
     )
-    joined = make_setup(built, nets, config, SHAPE, mesh)
-    state, frozen = create(joined, params(nets, built))
+    joined = make_setup(built, nets, config, SHAPE, make_mesh(config))
+    given = params(nets, built)
+    state, frozen = create_state(joined, given), create_frozen(joined, given)
     return joined, state, frozen
 
 

@@ -15,7 +15,7 @@ from distilljax.methods import CATALOGUE
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
 from distilljax.training.roles import make_setup
-from distilljax.training.state import create
+from distilljax.training.state import create_frozen, create_state
 from tests.methods import cases
 
 BATCH = 256
@@ -50,7 +50,7 @@ def train(method, nets, params, cycles, lr, seed=0):
         }
     )
     setup = make_setup(method, nets, config, cases.SHAPE)
-    state, frozen = create(setup, params)
+    state, frozen = create_state(setup, params), create_frozen(setup, params)
     cycle = build_cycle(setup, method.phases)
     count = batches(method.phases)
     draw = jax.jit(lambda key: data(key, (count, 1, BATCH)))

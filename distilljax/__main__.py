@@ -1,0 +1,7 @@
+"""``python -m distilljax``."""
+
+import sys
+
+from distilljax.cli import main
+
+sys.exit(main())

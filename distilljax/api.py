@@ -1,0 +1,248 @@
+"""The front door from Python: `fit` trains a method, `sample` draws from its student.
+
+    teacher = distilljax.fit("flow_matching", networks=net, source=digits())
+    student = distilljax.fit("scm", networks=net, source=digits(), teacher=teacher)
+    x = distilljax.sample(student, steps=2, labels=[0, 1, 2])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from distilljax import generation, methods
+from distilljax.binding import Network
+from distilljax.errors import unknown
+from distilljax.evaluation import image_grid, save_png
+from distilljax.method import Method
+from distilljax.training.config import TrainConfig
+from distilljax.training.export import load_params, save_params
+from distilljax.training.loop import Hooks, TrainResult, View, train
+
+GRID_STEPS = {"flow_matching": 16}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fitted:
+    """A trained method.
+
+    Attributes:
+      method: the method.
+      network: network of its student.
+      params: the student's parameters (the evaluation EMA where one is kept).
+      sample_shape: shape of one sample.
+      num_classes: labels are ``0 .. num_classes - 1``; None without labels.
+      result: how training went; None for a run read from its folder.
+      folder: run folder, or None.
+    """
+
+    method: Method
+    network: Network
+    params: Any
+    sample_shape: tuple[int, ...]
+    num_classes: int | None = None
+    result: TrainResult | None = None
+    folder: pathlib.Path | None = None
+
+
+def fit(
+    method: Method | str,
+    *,
+    networks: Network | Mapping[str, Network],
+    source: Any,
+    teacher: Fitted | Any = None,
+    params: Mapping[str, Any] | None = None,
+    config: TrainConfig | Mapping[str, Any] | None = None,
+    folder: str | os.PathLike | None = None,
+    card: Mapping[str, Any] | None = None,
+    hooks: Hooks | None = None,
+    progress: bool = True,
+) -> Fitted:
+    """Trains a method, or continues the run in a folder.
+
+    Args:
+      method: a `Method`, or the id of a registered one under its defaults.
+      networks: one network for every role (the ``backbone``), or networks by key:
+        ``backbone``, ``discriminator``, ... or a role's own name.
+      source: a data source, see `distilljax.data`.
+      teacher: a fitted teacher, or its parameters.
+      params: parameters of further roles that want theirs given, by role.
+      config: a `TrainConfig` or a mapping for it; default its defaults.
+      folder: run folder for checkpoints, metrics, sample grids and parameters; a run
+        found there is continued. None keeps nothing.
+      card: what else determines the run, as JSON values; kept in ``config.json``.
+      hooks: see `training.loop.Hooks`; by default sample grids every
+        ``sample_every`` cycles, for image sources with a folder.
+      progress: whether to show a bar.
+
+    Returns:
+      The fitted method.
+
+    Raises:
+      ValueError: on input that does not fit; says what was expected and what came.
+    """
+    if isinstance(method, str):
+        method = methods.build(method)
+    if isinstance(networks, Network):
+        networks = {"backbone": networks}
+    given = dict(params or {})
+    if teacher is not None:
+        given["teacher"] = teacher.params if isinstance(teacher, Fitted) else teacher
+    settings = TrainConfig.of(config or {}, roles=method.roles)
+    role = method.sampling.role
+    network = networks.get(role, networks.get(method.roles[role].network))
+    shape, classes = tuple(source.sample_shape), source.num_classes
+    where = None if folder is None else pathlib.Path(folder)
+    if hooks is None:
+        hooks = Hooks()
+        if where is not None and settings.sample_every and len(shape) == 3:
+            hooks = Hooks(sample=_grid_hook(method, network, shape, classes, where))
+    result = train(
+        method,
+        networks,
+        given,
+        source,
+        settings,
+        where,
+        hooks=hooks,
+        card=card,
+        progress=progress,
+    )
+    if where is not None:
+        for name in method.trained:
+            save_params(where / "params" / f"{name}.npz", result.params(name))
+    return Fitted(
+        method, network, result.params(role), shape, classes, result, where
+    )
+
+
+def _grid_hook(
+    method: Method,
+    network: Network,
+    shape: tuple[int, ...],
+    classes: int | None,
+    folder: pathlib.Path,
+):
+    """Writes a grid of a fixed seed: one label a row, from the student's first steps."""
+    steps = GRID_STEPS.get(method.name, 1)
+    sampler = jax.jit(generation.student_sampler(method, network, steps))
+    columns = 8
+    labels = None
+    if classes is not None:
+        labels = np.repeat(np.arange(min(classes, 10)), columns)
+    count = 64 if labels is None else len(labels)
+    eps = generation.initial_noise(0, 0, count, shape)
+
+    def write(view: View) -> None:
+        x = sampler(view.params(method.sampling.role), eps, labels, jax.random.key(0))
+        grid = image_grid(np.clip(np.asarray(x), -1.0, 1.0), columns, 4)
+        save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
+
+    return write
+
+
+def load(folder: str | os.PathLike) -> Fitted:
+    """A finished run from its folder.
+
+    Raises:
+      ValueError: if the folder holds no run of a card, or an unfinished one.
+    """
+    from distilljax import cards
+
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run: there is no config.json in it")
+    record = json.loads(path.read_text())
+    if "card" not in record:
+        raise ValueError(
+            f"the run in {folder} was not started from a card, so its network is not "
+            "known; use load_params on the files in params/ with your own network"
+        )
+    found = cards.expand(record["card"])
+    role = found.method.sampling.role
+    network = found.networks.get(role, found.networks.get(found.method.roles[role].network))
+    if network is None:
+        raise ValueError(unknown("network", role, found.networks))
+    return Fitted(
+        found.method,
+        network,
+        load_params(folder / "params" / f"{role}.npz"),
+        tuple(found.source.sample_shape),
+        found.source.num_classes,
+        None,
+        folder,
+    )
+
+
+def sample(
+    student: Fitted | str | os.PathLike,
+    *,
+    steps: int = 1,
+    count: int | None = None,
+    labels: Any = None,
+    seed: int = 0,
+    batch_size: int = 512,
+    out: str | os.PathLike | None = None,
+    progress: bool | None = None,
+) -> np.ndarray:
+    """Samples a student at any number of steps, on its method's grid.
+
+    Args:
+      student: what `fit` returned, or the folder of a finished run.
+      steps: network evaluations per sample, at least 1.
+      count: number of samples; default one per label. Without labels, a class-
+        conditional student gets every class in turn.
+      labels: one class label per sample.
+      seed: of noise and re-noising.
+      batch_size: samples per program call.
+      out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
+        it; an interrupted call continues.
+      progress: shows a bar; default on a terminal.
+
+    Returns:
+      Samples ``[count, *sample_shape]``, float32, not clipped.
+    """
+    fitted = student if isinstance(student, Fitted) else load(student)
+    if labels is None and fitted.num_classes is not None:
+        if count is None:
+            count = 10 * fitted.num_classes
+        labels = np.arange(count) % fitted.num_classes
+    x = generation.generate(
+        generation.student_sampler(fitted.method, fitted.network, steps),
+        fitted.params,
+        sample_shape=fitted.sample_shape,
+        count=count,
+        labels=labels,
+        seed=seed,
+        batch_size=batch_size,
+        num_classes=fitted.num_classes,
+        resume=None if out is None else f"{out}.parts",
+        tag=f"{fitted.method.name} {steps} step{'s' if steps > 1 else ''}",
+        progress=progress,
+    )
+    if out is not None:
+        save_samples(out, x, labels)
+    return x
+
+
+def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:
+    """Writes ``x`` (and ``label``) to an ``.npz``, and images to a grid beside it."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fields = {"x": np.asarray(x, np.float32)}
+    if labels is not None:
+        fields["label"] = np.asarray(labels, np.int32)
+    part = path.with_suffix(".tmp.npz")
+    np.savez_compressed(part, **fields)
+    os.replace(part, path)
+    if x.ndim == 4 and x.shape[-1] in (1, 3):
+        shown = np.clip(x[:100], -1.0, 1.0)
+        save_png(path.with_suffix(".png"), image_grid(shown, min(10, len(shown)), 4))

@@ -1,0 +1,264 @@
+"""Experiment cards: one config file is one experiment.
+
+A card is an `ml_collections.ConfigDict` of plain values:
+
+    method     name and options of a registered method (see `distilljax.specs` for laws)
+    source     name and arguments of a data source
+    networks   key -> name and arguments of a network builder
+    teacher    run folder of the teacher, for methods that distil one
+    cycles, batch_size, seed, mesh, ...   fields of `training.TrainConfig`
+    student, fake_score, ...              settings of the trained roles
+
+`card` fills every default in, so that each value can be overridden from the shell
+(``--config.student.lr=1e-4``); `expand` turns a card into the objects that train.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from distilljax import methods, networks, specs
+from distilljax.binding import Network
+from distilljax.data import sources
+from distilljax.errors import unknown
+from distilljax.method import Method
+from distilljax.training.config import RoleConfig, TrainConfig
+
+SOURCES = {"digits": sources.digits, "mixture": sources.mixture}
+BUILDERS = {
+    "mlp": networks.mlp,
+    "head": networks.head,
+    "log_weight": networks.log_weight,
+}
+_OWN = ("method", "source", "networks", "teacher")
+
+
+class Experiment(NamedTuple):
+    """A card with its objects.
+
+    Attributes:
+      config: the card as plain nested dicts.
+      method: the method.
+      networks: networks by key.
+      source: the data source.
+      train: how it is trained.
+      teacher: run folder of the teacher, or None.
+    """
+
+    config: dict[str, Any]
+    method: Method
+    networks: dict[str, Network]
+    source: Any
+    train: TrainConfig
+    teacher: str | None
+
+
+def card(
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    source: Mapping[str, Any],
+    networks: Mapping[str, Mapping[str, Any]],
+    teacher: str | None = None,
+    **train: Any,
+) -> ConfigDict:
+    """Builds a card with every default filled in.
+
+    Args:
+      method: registry id.
+      options: options of its factory, laws as text.
+      source: ``name`` and arguments.
+      networks: key -> ``name`` and arguments.
+      teacher: run folder of the teacher.
+      **train: fields of `TrainConfig`; role names hold their sections, ``default`` what
+        they share.
+
+    Returns:
+      The card, locked.
+    """
+    built = methods.build(method, **specs.resolve(dict(options or {})))
+    settings = TrainConfig.of(dict(train), roles=built.roles)
+    plain = settings.to_dict()
+    del plain["roles"]
+    for role in built.trained:
+        plain[role] = TrainConfig(roles={role: settings.role(role)}).to_dict()["roles"][
+            role
+        ]
+    config = ConfigDict(
+        {
+            "method": {"name": method, **_all_options(method, options or {})},
+            "source": dict(source),
+            "networks": {key: dict(value) for key, value in networks.items()},
+            "teacher": teacher or "",
+            **plain,
+        },
+        convert_dict=True,
+        allow_dotted_keys=False,
+    )
+    config.lock()
+    return config
+
+
+def digits_card(
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    second_time: bool = False,
+    **train: Any,
+) -> ConfigDict:
+    """A card on the digits with the house's network; see `card`.
+
+    Args:
+      method: registry id.
+      options: options of its factory.
+      second_time: whether the student is told the end time.
+      **train: see `card`.
+    """
+    built = {"backbone": {"name": "mlp"}}
+    roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
+    if second_time:
+        built["student"] = {"name": "mlp", "second_time": True}
+    if "discriminator" in roles:
+        built["discriminator"] = {"name": "head"}
+    if "log_weight" in roles:
+        built["log_weight"] = {"name": "log_weight"}
+    settings = {
+        "log_every": 20,
+        "checkpoint": {"every": 500, "keep": 2},
+        **train,
+    }
+    return card(method, options, source={"name": "digits"}, networks=built, **settings)
+
+
+def _all_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options given, and the defaults that can be written as plain values."""
+    out: dict[str, Any] = {}
+    factory = methods.CATALOGUE[method].factory
+    for name, parameter in inspect.signature(factory).parameters.items():
+        default = parameter.default
+        if name in options:
+            out[name] = options[name]
+        elif isinstance(default, (bool, int, float, str, tuple)):
+            out[name] = default
+        elif _readable(default):
+            out[name] = repr(default)
+    return out
+
+
+def _readable(value: Any) -> bool:
+    """Whether a value is what its text says."""
+    try:
+        return specs.parse(repr(value)) == value and value is not None
+    except ValueError:
+        return False
+
+
+def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
+    """The objects of a card.
+
+    Args:
+      config: a card, or its plain dicts.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      ValueError: on an unknown method, option, source, network, role or key.
+    """
+    plain = config.to_dict() if isinstance(config, ConfigDict) else _copy(config)
+    for key in _OWN[:3]:
+        if key not in plain:
+            raise ValueError(f"a card needs {key!r}; it has {sorted(plain)}")
+    options = dict(plain["method"])
+    method = methods.build(options.pop("name"), **specs.resolve(options))
+    source = _make("source", plain["source"], SOURCES)
+    built: dict[str, Network] = {}
+    for key in sorted(plain["networks"], key=lambda k: k != "backbone"):
+        spec = dict(plain["networks"][key])
+        built[key] = _make("network", {**_taken(source, built, spec), **spec}, BUILDERS)
+    rest = {k: v for k, v in plain.items() if k not in _OWN}
+    default = RoleConfig()
+    for role in [r for r in rest if isinstance(rest[r], Mapping)]:
+        # A section of a role that an option took out, left at its defaults.
+        if role in ALL_ROLES and role not in method.roles:
+            if TrainConfig.of({role: rest[role]}).role(role) != default:
+                raise ValueError(
+                    f"the card sets role {role!r}, which method {method.name!r} does "
+                    f"not have: {unknown('role', role, method.roles)}"
+                )
+            del rest[role]
+    return Experiment(
+        config=plain,
+        method=method,
+        networks=built,
+        source=source,
+        train=TrainConfig.of(rest, roles=method.roles),
+        teacher=plain.get("teacher") or None,
+    )
+
+
+ALL_ROLES = ("student", "teacher", "fake_score", "discriminator", "log_weight", "target")
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return value
+
+
+def _taken(
+    source: Any, built: Mapping[str, Network], spec: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a network takes from the source and the backbone unless the card says so."""
+    shape, classes = tuple(source.sample_shape), source.num_classes
+    if spec.get("name") == "mlp":
+        return {"sample_shape": shape, "num_classes": classes}
+    if spec.get("name") == "head":
+        cond = None if classes is None else jnp.zeros((1,), jnp.int32)
+        taps = networks.taps_shape(built["backbone"], shape, cond)
+        return {"features_shape": taps, "num_classes": classes}
+    return {}
+
+
+def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
+    """Calls the builder that a section names, with its other values."""
+    spec = dict(spec)
+    name = spec.pop("name", None)
+    if name not in known:
+        raise ValueError(unknown(kind, name, known))
+    parameters = inspect.signature(known[name]).parameters
+    for key in spec:
+        if key not in parameters:
+            raise ValueError(unknown(f"argument of {kind} {name!r}", key, parameters))
+    return known[name](**specs.resolve(spec))
+
+
+def load(path: str | pathlib.Path) -> ConfigDict:
+    """The card of a file, by its ``get_config()``.
+
+    Raises:
+      ValueError: if the file does not exist or defines no ``get_config``.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.py") if p.name != "__init__.py")
+        raise ValueError(
+            f"no card at {path}: " + unknown("card", path.name, near)
+            if near
+            else f"no card at {path}: there is no such file"
+        )
+    spec = importlib.util.spec_from_file_location(f"distilljax_card_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"{path} defines no get_config()")
+    return module.get_config()

@@ -1,0 +1,371 @@
+"""The quick start: real digits, one teacher, four methods, 1 to 4 steps, one report.
+
+Every stage leaves a record in ``stages/``; a second call reuses what is finished and an
+interrupted one continues, inside a training run too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from distilljax import _version, api, cards, evaluation, generation
+from distilljax.training.checkpoints import differing
+from distilljax.training.loop import Hooks, View
+from distilljax.training.writers import read_metrics
+
+METHODS = ("scm", "mean_flow", "dmd2", "rcm")
+STEPS = (1, 2, 4)
+SEEDS = (0, 1, 2)
+TEACHER_NFE = 50
+PROBES = 8
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "digits"
+_SMOKE_CYCLES = {"teacher": 60}
+
+
+def say(text: str) -> None:
+    """One line for the reader."""
+    print(text, flush=True)
+
+
+def run(
+    out: str | os.PathLike = "runs/quickstart",
+    *,
+    fresh: bool = False,
+    smoke: bool = False,
+) -> pathlib.Path:
+    """Runs what is missing of the quick start.
+
+    Args:
+      out: folder of the results.
+      fresh: removes what an earlier call left in it.
+      smoke: everything in miniature, to see that it works.
+
+    Returns:
+      Path of ``report.html``.
+
+    Raises:
+      ValueError: if the folder holds something else.
+    """
+    folder = pathlib.Path(out)
+    if fresh and folder.exists():
+        if any(folder.iterdir()) and not (folder / "quickstart.json").is_file():
+            raise ValueError(
+                f"{folder} holds no quick start, so --fresh leaves it alone; choose "
+                "another folder with --out or remove it yourself"
+            )
+        shutil.rmtree(folder)
+    job = _Job(folder, smoke)
+    say(f"distilljax {_version.__version__} quick start in {folder}")
+    job.teacher()
+    for method in METHODS:
+        job.student(method)
+    job.sample()
+    job.evaluate()
+    return job.report()
+
+
+def rebuild(out: str | os.PathLike = "runs/quickstart") -> pathlib.Path:
+    """Writes the report of a finished quick start again.
+
+    Raises:
+      ValueError: if the folder holds none, or an unfinished one.
+    """
+    folder = pathlib.Path(out)
+    path = folder / "quickstart.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no quick start; run one with --out={folder}")
+    job = _Job(folder, json.loads(path.read_text())["smoke"])
+    if not (folder / "stages" / "evaluation.json").is_file():
+        raise ValueError(
+            f"the quick start in {folder} is not finished; run it again to continue"
+        )
+    return job.report()
+
+
+class _Job:
+    """The stages of one quick start."""
+
+    def __init__(self, folder: pathlib.Path, smoke: bool):
+        self.folder, self.smoke = folder, smoke
+        names = ("teacher", *METHODS)
+        self.cards = {name: self._card(name) for name in names}
+        self._claim()
+        source = cards.expand(self.cards["teacher"]).source
+        self.data = source.take(np.arange(len(source)))
+        self.labels = self.data["cond"].astype(np.int32)
+
+    def _card(self, name: str) -> Any:
+        config = cards.load(CONFIGS / f"{name}.py")
+        if not self.smoke:
+            return config
+        with config.unlocked():
+            config.cycles = _SMOKE_CYCLES.get(name, 12)
+            config.batch_size = 32
+            config.sample_every = config.cycles
+            for option in ("warm_start", "warmup_cycles"):
+                if option in config.method:
+                    config.method[option] = min(4, config.method[option])
+        return config
+
+    def _claim(self) -> None:
+        """Makes the folder this quick start's, or refuses."""
+        path = self.folder / "quickstart.json"
+        mine = {"version": _version.__version__, "smoke": self.smoke}
+        mine["cards"] = {n: c.to_dict() for n, c in self.cards.items()}
+        mine = json.loads(json.dumps(mine))
+        if path.is_file():
+            there = json.loads(path.read_text())
+            if there != mine:
+                raise ValueError(
+                    f"{self.folder} holds a quick start of other settings (there -> "
+                    f"now): {'; '.join(differing(there, mine))}. Pass --fresh to start "
+                    "again, or --out for another folder."
+                )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(
+                f"{self.folder} is not empty and holds no quick start; choose another "
+                "folder with --out"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        evaluation.write_atomic(path, json.dumps(mine, indent=1).encode())
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Runs a stage once; its record says how long it took."""
+        path = self.folder / "stages" / f"{name}.json"
+        if path.is_file():
+            record = json.loads(path.read_text())
+            say(f"{name}: done before, in {record['seconds']:.0f} s")
+            return record
+        say(f"{name}: ...")
+        began = time.monotonic()
+        record = work()
+        seconds = time.monotonic() - began + record.pop("seconds_before", 0.0)
+        record["seconds"] = round(seconds, 2)
+        path.parent.mkdir(exist_ok=True)
+        evaluation.write_atomic(path, json.dumps(record, indent=1).encode())
+        say(f"{name}: {seconds:.0f} s")
+        return record
+
+    def _probe(self, name: str, found: cards.Experiment) -> Hooks:
+        """Frechet distance of a fixed seed while training, and sample grids."""
+        method, network = found.method, found.networks["backbone"]
+        shape = self.data["x0"].shape[1:]
+        if name == "teacher":
+            sampler = generation.teacher_sampler(network, 16)
+        else:
+            sampler = generation.student_sampler(method, network, 1)
+        draw = jax.jit(sampler)
+        eps = generation.initial_noise(0, 0, len(self.labels), shape)
+        real = self.data["x0"].reshape(len(self.labels), -1)
+        columns = np.concatenate([np.flatnonzero(self.labels == c)[:8] for c in range(10)])
+
+        def images(view: View) -> np.ndarray:
+            x = draw(view.params(), eps, self.labels, jax.random.key(0))
+            return np.clip(np.asarray(x), -1.0, 1.0)
+
+        def evaluate(view: View) -> dict[str, float]:
+            x = images(view)
+            grid = evaluation.image_grid(x[columns], 8, 4)
+            path = self.folder / name / "samples" / f"cycle_{view.step:06d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            evaluation.save_png(path, grid)
+            flat = x.reshape(len(x), -1)
+            return {"frechet": evaluation.frechet_distance(flat, real)}
+
+        return Hooks(evaluate=evaluate)
+
+    def _train(self, name: str, teacher: Any) -> dict[str, Any]:
+        from distilljax.training.cost import run_evaluations
+
+        config = self.cards[name]
+        found = cards.expand(config)
+        with config.unlocked():
+            config.evaluate_every = max(found.train.cycles // PROBES, 1)
+        found = cards.expand(config)
+        began = time.monotonic()
+        fitted = api.fit(
+            found.method,
+            networks=found.networks,
+            source=found.source,
+            teacher=teacher,
+            config=found.train,
+            folder=self.folder / name,
+            card={"card": found.config},
+            hooks=self._probe(name, found),
+        )
+        assert fitted.result is not None
+        spent = time.monotonic() - began
+        return {
+            # Time of earlier calls that this run continued.
+            "seconds_before": max(0.0, fitted.result.seconds - spent),
+            "train_seconds": round(fitted.result.seconds, 2),
+            "network_evaluations": run_evaluations(fitted.result.setup),
+        }
+
+    def teacher(self) -> None:
+        self.stage("teacher", lambda: self._train("teacher", None))
+
+    def student(self, name: str) -> None:
+        def work() -> dict[str, Any]:
+            return self._train(name, api.load(self.folder / "teacher"))
+
+        self.stage(name, work)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.folder / "samples" / f"{name}.npz"
+
+    def _samplers(self) -> list[tuple[str, str, Any]]:
+        """``(file name, run, sampler)`` of everything that is sampled."""
+        teacher = api.load(self.folder / "teacher")
+        rows = [
+            (
+                f"teacher_nfe{TEACHER_NFE}",
+                teacher,
+                generation.teacher_sampler(teacher.network, TEACHER_NFE),
+            )
+        ]
+        for name in METHODS:
+            student = api.load(self.folder / name)
+            for k in STEPS:
+                sampler = generation.student_sampler(student.method, student.network, k)
+                rows.append((f"{name}_nfe{k}", student, sampler))
+        return rows
+
+    def sample(self) -> None:
+        def work() -> dict[str, Any]:
+            for name, run, sampler in self._samplers():
+                # One jit for all seeds; generate() would build one each.
+                draw = jax.jit(sampler)
+                for seed in SEEDS:
+                    x = generation.generate(
+                        draw,
+                        run.params,
+                        sample_shape=run.sample_shape,
+                        labels=self.labels,
+                        seed=seed,
+                        batch_size=len(self.labels),
+                        num_classes=run.num_classes,
+                        progress=False,
+                    )
+                    x = np.clip(x, -1.0, 1.0)
+                    api.save_samples(
+                        self._path(name if seed == 0 else f"seeds/{name}_seed{seed}"),
+                        x,
+                        self.labels,
+                    )
+            return {}
+
+        self.stage("sampling", work)
+
+    def _read(self, name: str) -> list[np.ndarray]:
+        names = [name, *(f"seeds/{name}_seed{seed}" for seed in SEEDS[1:])]
+        return [np.load(self._path(n))["x"] for n in names]
+
+    def evaluate(self) -> None:
+        def work() -> dict[str, Any]:
+            judge = evaluation.PixelClassifier.fit(self.data["x0"], self.labels)
+            names = [name for name, _, _ in self._samplers()]
+            return {
+                "statistics": {
+                    name: evaluation.summarise(
+                        self._read(name), self.labels, self.data["x0"], self.labels, judge
+                    )
+                    for name in names
+                }
+            }
+
+        self.stage("evaluation", work)
+
+    def report(self) -> pathlib.Path:
+        began = time.monotonic()
+        stages = {
+            path.stem: json.loads(path.read_text())
+            for path in (self.folder / "stages").glob("*.json")
+        }
+        statistics = stages["evaluation"]["statistics"]
+        seconds = {name: record["seconds"] for name, record in stages.items()}
+        students = [
+            {
+                "method": name,
+                "nfe": k,
+                **statistics[f"{name}_nfe{k}"],
+                "train_seconds": stages[name]["train_seconds"],
+                "network_evaluations": stages[name]["network_evaluations"],
+            }
+            for name in METHODS
+            for k in STEPS
+        ]
+        teacher = {"nfe": TEACHER_NFE, **statistics[f"teacher_nfe{TEACHER_NFE}"]}
+        teacher["train_seconds"] = stages["teacher"]["train_seconds"]
+        teacher["network_evaluations"] = stages["teacher"]["network_evaluations"]
+        contents = {
+            "title": "Handwritten digits: one teacher, four methods, 1 to 4 steps",
+            "seconds": {"total": 0.0, **seconds},
+            "hardware": evaluation.hardware(),
+            "versions": evaluation.versions(),
+            "teacher": teacher,
+            "students": students,
+            "protocol": {
+                "data": "the 1797 digits of scikit-learn, 8x8, scaled to [-1, 1]",
+                "samples": "1797 per noise seed, the data's labels; clipped to [-1, 1]",
+                "seeds": f"means over noise seeds {', '.join(map(str, SEEDS))}",
+                "frechet": "on pixels [1797, 64], float64, ddof 1",
+                "precision, recall": "k = 3 nearest neighbours on pixels",
+                "accuracy": "support vector classifier on pixels, trained on the data",
+                "network evaluations": "matrix products of the whole training over one "
+                "forward pass of one sample: forward 1, tangent +1, backward +2",
+                "smoke": self.smoke,
+            },
+        }
+        contents["seconds"]["report"] = round(time.monotonic() - began, 2)
+        contents["seconds"]["total"] = round(sum(contents["seconds"].values()), 2)
+        files = evaluation.write_report(
+            self.folder, contents, self._grids(), self._curves(), columns=4
+        )
+        self._verdict(contents)
+        say(f"report: {files.html}")
+        return files.html
+
+    def _grids(self) -> dict[str, np.ndarray]:
+        rows = np.concatenate([np.flatnonzero(self.labels == c)[:4] for c in range(10)])
+        grids = {"data": self.data["x0"][rows]}
+        for name, _, _ in self._samplers():
+            grids[name] = np.load(self._path(name))["x"][rows]
+        return grids
+
+    def _curves(self) -> dict[str, dict[str, Any]]:
+        curves = {}
+        for name in ("teacher", *METHODS):
+            found = read_metrics(self.folder / name / "metrics.jsonl")
+            steps, losses = found["student/loss"]
+            curves[name] = {"step": steps, "loss": losses}
+            if "evaluate/frechet" in found:
+                at, values = found["evaluate/frechet"]
+                curves[name].update(frechet_step=at, frechet=values)
+        return curves
+
+    def _verdict(self, report: dict[str, Any]) -> None:
+        teacher = report["teacher"]
+        line = "{:<12}{:>5}{:>10}{:>12}{:>10}{:>10}"
+        say(line.format("", "NFE", "Frechet", "x teacher", "accuracy", "recall"))
+        for row in ({"method": "teacher", **teacher}, *report["students"]):
+            say(
+                line.format(
+                    row["method"],
+                    row["nfe"],
+                    f"{row['frechet']:.3f}",
+                    f"{row['frechet'] / teacher['frechet']:.2f}",
+                    f"{row['accuracy']:.3f}",
+                    f"{row['recall']:.3f}",
+                )
+            )
+        say(f"total: {report['seconds']['total']:.0f} s")
