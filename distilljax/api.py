@@ -19,7 +19,6 @@ import numpy as np
 
 from distilljax import generation, methods
 from distilljax.binding import Network
-from distilljax.errors import unknown
 from distilljax.evaluation import image_grid, save_png
 from distilljax.method import Method
 from distilljax.training.config import TrainConfig
@@ -97,7 +96,7 @@ def fit(
         given["teacher"] = teacher.params if isinstance(teacher, Fitted) else teacher
     settings = TrainConfig.of(config or {}, roles=method.roles)
     role = method.sampling.role
-    network = networks.get(role, networks.get(method.roles[role].network))
+    network = generation.sampled_network(method, networks)
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else pathlib.Path(folder)
     if hooks is None:
@@ -168,12 +167,9 @@ def load(folder: str | os.PathLike) -> Fitted:
         )
     found = cards.expand(record["card"])
     role = found.method.sampling.role
-    network = found.networks.get(role, found.networks.get(found.method.roles[role].network))
-    if network is None:
-        raise ValueError(unknown("network", role, found.networks))
     return Fitted(
         found.method,
-        network,
+        generation.sampled_network(found.method, found.networks),
         load_params(folder / "params" / f"{role}.npz"),
         tuple(found.source.sample_shape),
         found.source.num_classes,

@@ -157,7 +157,8 @@ class _Job:
 
     def _probe(self, name: str, found: cards.Experiment) -> Hooks:
         """Frechet distance of a fixed seed while training, and sample grids."""
-        method, network = found.method, found.networks["backbone"]
+        method = found.method
+        network = generation.sampled_network(method, found.networks)
         shape = self.data["x0"].shape[1:]
         if name == "teacher":
             sampler = generation.teacher_sampler(network, 16)

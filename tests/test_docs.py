@@ -1,0 +1,77 @@
+"""The code that the documents show runs."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import distilljax
+from distilljax.data import arrays
+from distilljax.method import Method
+from distilljax.methods import CATALOGUE
+from tests import toy
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def blocks(name: str, after: str) -> str:
+    """The first Python block after a heading."""
+    text = (ROOT / name).read_text()
+    text = text[text.index(after) :]
+    found = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+def test_the_readme_loss_gives_gradients():
+    code = blocks("README.md", "## A loss in your own JAX code")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    network = toy.mlp(second_time=True)
+    keys = jax.random.split(jax.random.key(0), 6)
+    space = {
+        "net": network.apply and (lambda p, x, t, s: network.apply(p, x, t, None, s)),
+        "teacher": network.apply,
+        "params": network.init(keys[0]),
+        "teacher_params": network.init(keys[1]),
+        "x0": jax.random.normal(keys[2], (8, 2)),
+        "eps": jax.random.normal(keys[3], (8, 2)),
+        "t": jax.random.uniform(keys[4], (8,), minval=0.5),
+        "s": jax.random.uniform(keys[5], (8,), maxval=0.5),
+    }
+    exec(code, space)
+    sizes = [float(jnp.abs(g).max()) for g in jax.tree.leaves(space["grads"])]
+    assert np.all(np.isfinite(sizes))
+    assert max(sizes) > 0
+
+
+def test_the_worked_method_trains():
+    code = blocks("docs/adding_a_method.md", "## The function")
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 32
+    space = {}
+    exec(code, space)
+    method = space["ayf_lmd"]()
+    assert isinstance(method, Method)
+    network = toy.mlp(second_time=True)
+    source = arrays(np.random.default_rng(0).uniform(-1, 1, (64, 2)).astype("float32"))
+    fitted = distilljax.fit(
+        method,
+        networks=network,
+        source=source,
+        teacher=network.init(jax.random.key(0)),
+        config={"cycles": 3, "batch_size": 16, "student": {"lr": 1e-3}},
+        progress=False,
+    )
+    assert fitted.result.step == 3
+    x = distilljax.sample(fitted, steps=2, count=5)
+    assert x.shape == (5, 2)
+    assert np.all(np.isfinite(x))
+
+
+def test_the_readme_lists_the_catalogue():
+    text = (ROOT / "README.md").read_text()
+    for name, entry in CATALOGUE.items():
+        assert f"| `{name}` | {entry.family} |" in text, name
+        assert entry.cite.venue in text, name
