@@ -24,6 +24,7 @@ from distilljax.method import Method
 from distilljax.training.config import TrainConfig
 from distilljax.training.export import load_params, save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
+from distilljax.training.roles import network_of
 
 GRID_STEPS = {"flow_matching": 16}
 
@@ -96,7 +97,7 @@ def fit(
         given["teacher"] = teacher.params if isinstance(teacher, Fitted) else teacher
     settings = TrainConfig.of(config or {}, roles=method.roles)
     role = method.sampling.role
-    network = generation.sampled_network(method, networks)
+    network = network_of(method.roles, role, networks)
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else pathlib.Path(folder)
     if hooks is None:
@@ -169,7 +170,7 @@ def load(folder: str | os.PathLike) -> Fitted:
     role = found.method.sampling.role
     return Fitted(
         found.method,
-        generation.sampled_network(found.method, found.networks),
+        network_of(found.method.roles, role, found.networks),
         load_params(folder / "params" / f"{role}.npz"),
         tuple(found.source.sample_shape),
         found.source.num_classes,

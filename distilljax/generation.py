@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax.binding import Bound, Network
-from distilljax.errors import unknown
 from distilljax.method import Method
 from distilljax.sampling import sample as sample_steps
 from distilljax.solvers import Heun, Solver, solve
@@ -27,19 +26,6 @@ from distilljax.times import EvenGrid, Grid
 
 Array = jax.Array
 Sampler = Callable[[Any, Array, Any, Array], Array]
-
-
-def sampled_network(method: Method, networks: Mapping[str, Network]) -> Network:
-    """The network of the role that a method samples.
-
-    Raises:
-      ValueError: if it is not among ``networks``.
-    """
-    role = method.sampling.role
-    key = role if role in networks else method.roles[role].network
-    if key not in networks:
-        raise ValueError(f"role {role!r}: " + unknown("network", key, networks))
-    return networks[key]
 
 
 def student_sampler(

@@ -20,6 +20,7 @@ import numpy as np
 from distilljax import _version, api, cards, evaluation, generation
 from distilljax.training.checkpoints import differing
 from distilljax.training.loop import Hooks, View
+from distilljax.training.roles import network_of
 from distilljax.training.writers import read_metrics
 
 METHODS = ("scm", "mean_flow", "dmd2", "rcm")
@@ -111,8 +112,8 @@ class _Job:
             config.cycles = _SMOKE_CYCLES.get(name, 12)
             config.batch_size = 32
             config.sample_every = config.cycles
-            for option in ("warm_start", "warmup_cycles"):
-                if option in config.method:
+            for option in ("warm_start", "warmup"):
+                if isinstance(config.method.get(option), int):
                     config.method[option] = min(4, config.method[option])
         return config
 
@@ -158,7 +159,7 @@ class _Job:
     def _probe(self, name: str, found: cards.Experiment) -> Hooks:
         """Frechet distance of a fixed seed while training, and sample grids."""
         method = found.method
-        network = generation.sampled_network(method, found.networks)
+        network = network_of(method.roles, method.sampling.role, found.networks)
         shape = self.data["x0"].shape[1:]
         if name == "teacher":
             sampler = generation.teacher_sampler(network, 16)

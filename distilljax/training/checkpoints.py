@@ -42,23 +42,30 @@ class Restored(NamedTuple):
 
 
 @jax.jit
-def _fingerprint(tree: Any) -> jax.Array:
-    total = jnp.zeros((), jnp.uint32)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        if leaf.dtype == jnp.bool_:
-            leaf = leaf.astype(jnp.uint8)
-        bits = jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
-        words = bits.reshape(-1).astype(jnp.uint32)
-        odd = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
-        total = total * 31 + jnp.sum(words * odd, dtype=jnp.uint32) + index
-    return total
+def _mixed(leaf: jax.Array, index: jax.Array) -> jax.Array:
+    """Sum of the leaf's words, each hashed with its place (murmur3's finalizer)."""
+    stride, first, second = (
+        jnp.uint32(c) for c in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
+    )
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    width = 8 * min(leaf.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(leaf, f"uint{width}").reshape(-1)
+    place = jnp.arange(words.size, dtype=jnp.uint32) * stride + index
+    mixed = (words.astype(jnp.uint32) ^ place) * first
+    mixed = (mixed ^ (mixed >> 13)) * second
+    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
 
 
 def fingerprint(tree: Any) -> int:
     """A number that changes when a leaf does."""
-    return int(_fingerprint(tree))
+    sums = [_mixed(x, np.uint32(i)) for i, x in enumerate(jax.tree.leaves(tree))]
+    total = 0
+    for value in jax.device_get(sums):
+        total = (total * 31 + int(value)) % 2**32
+    return total
 
 
 def differing(old: Any, new: Any, where: str = "") -> list[str]:
@@ -82,6 +89,13 @@ def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     }
 
 
+def _started(folder: pathlib.Path) -> bool:
+    """Whether a run left more than its config in the folder."""
+    saves, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    saved = saves.is_dir() and any(saves.iterdir())
+    return saved or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
 def claim(folder: pathlib.Path, config: TrainConfig, card: Mapping[str, Any]) -> None:
     """Makes a run folder this config's, or refuses.
 
@@ -97,9 +111,9 @@ def claim(folder: pathlib.Path, config: TrainConfig, card: Mapping[str, Any]) ->
     path = folder / "config.json"
     # A round trip, so that what was read and what is new compare equal.
     record = json.loads(json.dumps({"train": settings, **card}, default=str))
-    if path.exists():
+    if path.exists() and _started(folder):
         old = json.loads(path.read_text())
-        ignored = set(_HARMLESS)
+        ignored: set[str] = set(_HARMLESS)
         sections = [config.default, *config.roles.values()]
         if all(section.schedule.open_ended for section in sections):
             ignored.add("cycles")
@@ -255,7 +269,7 @@ class Checkpoints:
 
 def _preservation(config: CheckpointConfig) -> Any:
     policy = ocp.checkpoint_managers
-    keep = [policy.LatestN(config.keep)]
+    keep: list[Any] = [policy.LatestN(config.keep)]
     if config.best is not None:
         name = config.best
         keep = [

@@ -34,12 +34,17 @@ class ScheduleConfig:
       end: last factor of the cosines.
       steps: updates until the cosines end; default the role's updates in the run. For
         ``inverse_sqrt`` the updates until the decay starts; default ``warmup``.
+      restart: update at which the schedule starts again for the rest of the run, warm-up
+        included: where a method's first stage ends, say. None for no restart.
+      restart_factor: factor of ``lr`` from there on.
     """
 
     name: str = "constant"
     warmup: int = 0
     end: float = 0.0
     steps: int | None = None
+    restart: int | None = None
+    restart_factor: float = 1.0
 
     def __post_init__(self):
         if self.name not in SCHEDULES:
@@ -53,6 +58,11 @@ class ScheduleConfig:
             raise ValueError("schedule 'warmup_cosine' needs warmup >= 1, got 0")
         if self.name == "inverse_sqrt" and max(self.warmup, self.steps or 0) < 1:
             raise ValueError("schedule 'inverse_sqrt' needs warmup or steps >= 1")
+        if self.restart is not None and (self.restart < 1 or self.restart_factor < 0.0):
+            raise ValueError(
+                f"schedule: restart must be at least 1 and restart_factor not negative, "
+                f"got {self.restart} and {self.restart_factor}"
+            )
 
     @property
     def open_ended(self) -> bool:
@@ -68,11 +78,10 @@ class ScheduleConfig:
         """
         warmup, end = self.warmup, self.end
 
-        def schedule(count):
-            count = jnp.asarray(count, jnp.float32)
+        def part(count, length):
             factor = jnp.ones_like(count)
             if self.name in ("cosine", "warmup_cosine"):
-                horizon = max((self.steps or updates) - warmup, 1)
+                horizon = max((self.steps or length) - warmup, 1)
                 share = jnp.clip((count - warmup) / horizon, 0.0, 1.0)
                 factor = end + (1.0 - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * share))
             elif self.name == "inverse_sqrt":
@@ -81,6 +90,14 @@ class ScheduleConfig:
             if warmup:
                 factor *= jnp.minimum((count + 1.0) / warmup, 1.0)
             return lr * factor
+
+        def schedule(count):
+            count = jnp.asarray(count, jnp.float32)
+            if self.restart is None:
+                return part(count, updates)
+            again = part(count - self.restart, updates - self.restart)
+            first = part(count, self.restart)
+            return jnp.where(count < self.restart, first, self.restart_factor * again)
 
         return schedule
 
@@ -157,7 +174,8 @@ class RoleConfig:
       schedule: of the learning rate; a name alone stands for its defaults.
       clip: largest global norm of the gradient; None for no clipping.
       accumulate: microbatches of one update; they divide ``batch_size``.
-      ema: decay of an evaluation EMA of the parameters, per cycle; None for none.
+      ema: decay of an evaluation EMA of the parameters, per cycle, at most ``(1 + n) /
+        (10 + n)`` after ``n`` cycles; None for none.
     """
 
     optimizer: str = "adam"

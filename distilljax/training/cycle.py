@@ -173,7 +173,9 @@ def _finish(setup: Setup, state: TrainState, frozen: Frozen):
     state = follow(setup, state, frozen, None)
     ema = {}
     for role, old in state.ema.items():
-        decay = jnp.asarray(setup.config.role(role).ema, jnp.float32)
+        # A ramp, so that the average forgets its first parameters in a short run too.
+        ramp = (1.0 + state.step) / (10.0 + state.step)
+        decay = jnp.minimum(jnp.float32(setup.config.role(role).ema), ramp)
         ema[role] = _mixed(decay, old, state.params[role])
     metrics = {f"skipped/{r}": c["skipped"] for r, c in state.counters.items()}
     rows = [c["in_a_row"] for c in state.counters.values()]

@@ -77,7 +77,7 @@ def train(
     finally:
         run.close()
     result = run.result(path)
-    if signals.came is not None and result.step < config.cycles:
+    if signals.came is not None:
         raise Interrupted(signals.came, result)
     return result
 
@@ -154,8 +154,9 @@ class _Run:
             self.step += 1
             self.look()
             self.pending = (self.step, metrics)
-            last = self.step == config.cycles or signals.came is not None
-            evaluated = self.call_hooks(hooks, last)
+            ended = self.step == config.cycles
+            evaluated = self.call_hooks(hooks, ended)
+            last = ended or signals.came is not None
             if self.saves and (last or _due(config.checkpoint.every, self.step)):
                 self.look()
                 self.saves.save(
@@ -200,12 +201,12 @@ class _Run:
             "clip, or raise max_skipped"
         )
 
-    def call_hooks(self, hooks: Hooks, last: bool) -> dict[str, float] | None:
+    def call_hooks(self, hooks: Hooks, ended: bool) -> dict[str, float] | None:
         """Runs the hooks that are due; metrics of the evaluation hook if it ran."""
         config, evaluated = self.config, None
         view = View(self.step, self.state, self.frozen, self.setup)
         every = config.evaluate_every
-        if hooks.evaluate is not None and every and (last or _due(every, self.step)):
+        if hooks.evaluate is not None and every and (ended or _due(every, self.step)):
             evaluated = {k: float(v) for k, v in hooks.evaluate(view).items()}
             best = config.checkpoint.best
             if best is not None and best not in evaluated:

@@ -94,10 +94,26 @@ def make_mesh(config: TrainConfig) -> Mesh | None:
     )
 
 
+def network_of(
+    roles: Mapping[str, Role], role: str, networks: Mapping[str, Network]
+) -> Network:
+    """The network of a role: one under its own name, else the one that it names.
+
+    Raises:
+      ValueError: if neither is there.
+    """
+    network = networks.get(role, networks.get(roles[role].network))
+    if network is None:
+        raise ValueError(
+            f"role {role!r}: " + unknown("network", roles[role].network, networks)
+        )
+    return network
+
+
 def join(
     roles: Mapping[str, Role], networks: Mapping[str, Network]
 ) -> dict[str, Network]:
-    """Networks by role: one under the role's own name, else the one that it names.
+    """Networks by role, see `network_of`.
 
     Raises:
       ValueError: if a network is missing, or lacks what its role needs; names the
@@ -105,11 +121,7 @@ def join(
     """
     joined = {}
     for name, role in roles.items():
-        network = networks.get(name, networks.get(role.network))
-        if network is None:
-            raise ValueError(
-                f"role {name!r}: " + unknown("network", role.network, networks)
-            )
+        network = network_of(roles, name, networks)
         missing = sorted(role.needs - network.capabilities)
         if missing:
             mends = "; ".join(f"{m}: {MENDS[m]}" for m in missing if m in MENDS)

@@ -257,12 +257,13 @@ class Update:
         data = {k: jax.tree.map(lambda x: x[0], v) for k, v in parts.items()}
         key = jax.random.fold_in(self.key, repeat)
         ctx = self.context(params, {**data, **whole}, memory, key, repeat)
-        out = self.phase.collect(ctx.of("collect"))
-        out = out if isinstance(out, Out) else Out(out)
+        found: Any = self.phase.collect(ctx.of("collect"))
+        out = found if isinstance(found, Out) else Out(found)
         owner = f"collect of phase {self.phase.name!r}"
         memory = self.remember(memory, owner, out.memory)
         metrics = {f"{self.phase.name}/{k}": v for k, v in out.metrics.items()}
-        return dict(out.values), metrics, memory
+        values: Any = out.values
+        return dict(values), metrics, memory
 
 
 def _zeros(leaf: Array) -> Array:

@@ -102,9 +102,7 @@ def critic_and_student(repeat: int = 3) -> Method:
         draws=draws,
         repeat=repeat,
     )
-    student = Phase(
-        "student", ("student",), (Term("chase", chase, 0.5),), draws=draws
-    )
+    student = Phase("student", ("student",), (Term("chase", chase, 0.5),), draws=draws)
     return check(
         Method(
             "critic_and_student",

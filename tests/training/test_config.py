@@ -7,7 +7,12 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from distilljax.training.config import OPTIMIZERS, RoleConfig, ScheduleConfig, TrainConfig
+from distilljax.training.config import (
+    OPTIMIZERS,
+    RoleConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 
 
 def test_roles_inherit_from_default_and_round_trip():
@@ -51,7 +56,7 @@ def test_from_config_dict():
     ],
 )
 def test_refused(values, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=words[0]) as error:
         TrainConfig.of(values, roles=("student",))
     for word in words:
         assert word in str(error.value)
@@ -81,7 +86,9 @@ def test_schedules():
         values([0, 50, 100], name="cosine", end=0.1), [2.0, 1.1, 0.2]
     )
     np.testing.assert_allclose(
-        values([9, 55, 100], name="warmup_cosine", warmup=10), [2.0, 1.0, 0.0], atol=1e-6
+        values([9, 55, 100], name="warmup_cosine", warmup=10),
+        [2.0, 1.0, 0.0],
+        atol=1e-6,
     )
     np.testing.assert_allclose(
         values([4, 16, 64], name="inverse_sqrt", warmup=4), [2.0, 1.0, 0.5]
@@ -95,3 +102,16 @@ def test_weight_decay_spares_vectors():
     updates, _ = tx.update(zeros, tx.init(params), params)
     assert float(jnp.max(jnp.abs(updates["b"]))) == 0.0
     np.testing.assert_allclose(updates["w"], -0.05)
+
+
+def test_a_schedule_starts_again():
+    section = {"name": "warmup_cosine", "warmup": 2, "restart": 10}
+    once = RoleConfig(
+        schedule=ScheduleConfig(name="warmup_cosine", warmup=2)
+    ).schedule.build(1.0, 10)
+    twice = ScheduleConfig(**section, restart_factor=0.5).build(1.0, 20)
+    for count in (0, 1, 5, 9):
+        assert float(twice(count)) == pytest.approx(float(once(count)))
+        assert float(twice(count + 10)) == pytest.approx(0.5 * float(once(count)))
+    with pytest.raises(ValueError, match="restart must be at least 1"):
+        ScheduleConfig(restart=0)

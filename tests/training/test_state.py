@@ -61,7 +61,8 @@ def test_second_time_is_the_networks_own_and_starts_as_the_teacher():
     setup = setup_of(distilling(), networks)
     state = create_state(setup, {"teacher": TEACHER})
     student = state.params["student"]
-    assert "second" in student and "second" not in TEACHER
+    assert "second" in student
+    assert "second" not in TEACHER
     x, t = jnp.ones((4, 2)), jnp.full((4,), 0.7)
     np.testing.assert_array_equal(
         networks["student"].apply(student, x, t, None, 0.2 * t),
@@ -90,7 +91,10 @@ def test_numpy_and_half_precision_sources_are_cast():
     setup = setup_of(distilling())
     state = create_state(setup, {"teacher": half})
     assert state.params["student"]["in"]["w"].dtype == jnp.float32
-    assert create_frozen(setup, {"teacher": half})["teacher"]["in"]["w"].dtype == "bfloat16"
+    assert (
+        create_frozen(setup, {"teacher": half})["teacher"]["in"]["w"].dtype
+        == "bfloat16"
+    )
 
 
 def test_errors_name_role_and_leaf():
