@@ -1,8 +1,8 @@
 """The front door from Python: `fit` trains a method, `sample` draws from its student.
 
-    teacher = distilljax.fit("flow_matching", networks=net, source=digits())
-    student = distilljax.fit("scm", networks=net, source=digits(), teacher=teacher)
-    x = distilljax.sample(student, steps=2, labels=[0, 1, 2])
+teacher = distilljax.fit("flow_matching", networks=net, source=digits())
+student = distilljax.fit("scm", networks=net, source=digits(), teacher=teacher)
+x = distilljax.sample(student, steps=2, labels=[0, 1, 2])
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def fit(
     if where is not None:
         for name in method.trained:
             save_params(where / "params" / f"{name}.npz", result.params(name))
-    return Fitted(
-        method, network, result.params(role), shape, classes, result, where
-    )
+    return Fitted(method, network, result.params(role), shape, classes, result, where)
 
 
 def _grid_hook(
@@ -130,7 +128,7 @@ def _grid_hook(
     classes: int | None,
     folder: pathlib.Path,
 ):
-    """Writes a grid of a fixed seed: one label a row, from the student's first steps."""
+    """Writes a grid of a fixed seed, one label a row."""
     steps = GRID_STEPS.get(method.name, 1)
     sampler = jax.jit(generation.student_sampler(method, network, steps))
     columns = 8

@@ -110,7 +110,7 @@ def flow_output(path: Path) -> Prediction:
 def normalization(
     path: Path, kind: Prediction, x: Array, t: Time
 ) -> tuple[Array | float, float]:
-    """Divisor of a network's input and factor of its output, for data of ``sigma_d``."""
+    """Divisor of a network's input and factor of its output."""
     sd = path.sigma_d
     if kind is F:
         return path.scale(expand(t, x)), 1.0
@@ -327,9 +327,9 @@ class Bound:
             return data["null"]
         if self.network.null is None:
             raise ValueError(
-                f"guidance needs a null condition, and network {self.network.name!r} of "
-                f"role {self.role!r} has none: give it null=, add a field 'null' to the "
-                "batch, or set guidance to 1 (off)"
+                f"guidance needs a null condition, and network {self.network.name!r} "
+                f"of role {self.role!r} has none: give it null=, add a field 'null' to "
+                "the batch, or set guidance to 1 (off)"
             )
         return self.network.null(data.get("cond"))
 

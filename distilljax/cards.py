@@ -204,7 +204,14 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
     )
 
 
-ALL_ROLES = ("student", "teacher", "fake_score", "discriminator", "log_weight", "target")
+ALL_ROLES = (
+    "student",
+    "teacher",
+    "fake_score",
+    "discriminator",
+    "log_weight",
+    "target",
+)
 
 
 def _copy(value: Any) -> Any:
@@ -248,7 +255,9 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.glob("*.py") if p.name != "__init__.py")
+        near = sorted(
+            p.name for p in path.parent.glob("*.py") if p.name != "__init__.py"
+        )
         raise ValueError(
             f"no card at {path}: " + unknown("card", path.name, near)
             if near

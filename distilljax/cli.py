@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help="card, a .py with get_config()")
     train.add_argument("--out", help="run folder; default runs/<card's name>")
     train.add_argument("--teacher", help="run folder of the teacher")
-    train.add_argument("--fresh", action="store_true", help="remove an earlier run first")
+    train.add_argument(
+        "--fresh", action="store_true", help="remove an earlier run first"
+    )
 
     sample = commands.add_parser("sample", help="sample the student of a finished run")
     sample.add_argument("--run", required=True, help="run folder")
@@ -54,9 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
-    sample.add_argument("--out", help="file, default <run>/samples/steps<k>_seed<s>.npz")
+    sample.add_argument(
+        "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
+    )
 
-    report = commands.add_parser("report", help="write the report of a quick start again")
+    report = commands.add_parser(
+        "report", help="write the report of a quick start again"
+    )
     report.add_argument("--out", default="runs/quickstart", help="its folder")
 
     commands.add_parser("methods", help="the catalogue: citation, data, networks")
@@ -92,9 +98,7 @@ def read_card(path: str, overrides: Sequence[str]):
         if key not in known:
             raise ValueError(unknown("config key", key, known))
     values, argv = flags.FlagValues(), ["distilljax", *overrides]
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=values, sys_argv=argv
-    )
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except (flags.Error, TypeError, ValueError) as error:
@@ -126,7 +130,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     folder = pathlib.Path(options.out or f"runs/{pathlib.Path(options.config).stem}")
     needed = found.method.roles.get("teacher")
     teacher = None
-    if needed is not None or any(r.init == "teacher" for r in found.method.roles.values()):
+    if needed is not None or any(
+        r.init == "teacher" for r in found.method.roles.values()
+    ):
         if not found.teacher:
             raise ValueError(
                 f"method {found.method.name!r} starts from a teacher: pass --teacher="

@@ -83,19 +83,19 @@ class Context:
         """
         if name in self.used:
             raise ValueError(
-                f"{name!r} is drawn twice in {self.owner!r}: two draws of one name would "
-                "be equal; give the second another name"
+                f"{name!r} is drawn twice in {self.owner!r}: two draws of one name "
+                "would be equal; give the second another name"
             )
         self.used.add(name)
         return fold_name(self.root, name)
 
     def normal(self, name: str, like: Array | None = None) -> Array:
-        """Standard normal noise, float32 ``[B, *sample_shape]`` or shaped as ``like``."""
+        """Standard normal float32 ``[B, *sample_shape]``, or shaped as ``like``."""
         shape = (self.batch_size, *self.sample_shape) if like is None else like.shape
         return self.constrain(jax.random.normal(self.key(name), shape))
 
     def uniform(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
-        """Uniform numbers in [0, 1), ``[B]`` unless a shape with batch first is given."""
+        """Uniform numbers in [0, 1), ``[B]`` or of a shape with batch first."""
         shape = (self.batch_size,) if shape is None else shape
         return self.constrain(jax.random.uniform(self.key(name), shape))
 

@@ -41,7 +41,7 @@ class Correction(NamedTuple):
 
 
 def correct(output: Array, direction: Array, weight: Array | None = None) -> Correction:
-    """Builds a correction; the direction is stopped, the weight defaults to ones [B]."""
+    """Builds a correction: direction stopped, weight by default ones ``[B]``."""
     if output.shape != direction.shape:
         raise ValueError(
             f"direction must have the shape of output {output.shape}, got "
@@ -121,7 +121,7 @@ def regress(c: Correction, metric: Metric = half_mse) -> Array:
     weight = sg(c.weight)
     if weight.ndim > leading and values.ndim <= leading:
         raise ValueError(
-            f"this metric gives one value per sample, so the weight must broadcast over "
+            "this metric gives one value per sample, so the weight must broadcast over "
             f"the first {leading} axes; got an elementwise weight {weight.shape}"
         )
     values = expand(weight, values) * values

@@ -1,7 +1,7 @@
 """Draws: computations that several terms of a phase share, run once per update.
 
-A draw is a frozen dataclass ``Context -> pytree``, so that equal draws of one name merge
-when methods are composed. It runs inside the gradient.
+A draw is a frozen dataclass ``Context -> pytree``, so that equal draws of one name
+merge when methods are composed. It runs inside the gradient.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ sg = jax.lax.stop_gradient
 class Rollout:
     """The student's own sample after some steps of its sampler (backward simulation).
 
-    A *case* is a number of steps ``n`` of ``steps`` and an exit step ``k < n``. The steps
-    before the exit run without gradient, each a jump to the data followed by re-noising
-    with fresh noise; the gradient goes through the exit step alone. The input law of
-    every step is then that of sampling with the same grid. Data-free.
+    A *case* is a number of steps ``n`` of ``steps`` and an exit step ``k < n``. The
+    steps before the exit run without gradient, each a jump to the data followed by
+    re-noising with fresh noise; the gradient goes through the exit step alone. The
+    input law of every step is then that of sampling with the same grid. Data-free.
 
     Attributes:
       steps: numbers of steps that the student shall serve, for example ``(1, 2, 4)``.

@@ -1,6 +1,7 @@
 """Fields: functions of ``(x, t)`` with parameters and condition bound.
 
-A field is a denoiser, velocity, score, ... of one path. The functions here map fields to
+A field is a denoiser, velocity, score, ... of one path. The functions here map fields
+to
 fields: guidance, change of prediction kind, change of path, experts by time.
 
 Guidance has one convention, ``null + w (cond - null)``, off at ``w = 1``. Papers that

@@ -90,9 +90,9 @@ class AffineFlowMap:
         """Factor that makes ``df/dt`` a bounded direction on the output.
 
         1 for a velocity (at ``s = t`` the direction is then ``v - F``); ``cos t`` on
-        TrigFlow (sCM, 2024, the ``1/(sigma_d tan t)`` prior weight); for an ``F`` output
-        ``cos(theta) / (sigma_d theta')`` with ``theta = arctan(sigma/(sigma_d alpha))``,
-        which is TrigFlow's direction on any path.
+        TrigFlow (sCM, 2024, the ``1/(sigma_d tan t)`` prior weight); for an ``F``
+        output ``cos(theta) / (sigma_d theta')`` with ``theta = arctan(sigma/(sigma_d
+        alpha))``, which is TrigFlow's direction on any path.
         """
         if self.path == trigflow(self.path.sigma_d):
             unit = jnp.cos(t)

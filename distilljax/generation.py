@@ -95,7 +95,12 @@ def teacher_sampler(
             {"cond": cond}, guidance, kind=solver.kind
         )
         return solve(
-            field, path.start(eps), times, path=path, solver=solver, kind=solver.kind,
+            field,
+            path.start(eps),
+            times,
+            path=path,
+            solver=solver,
+            kind=solver.kind,
             key=key,
         )
 
@@ -221,8 +226,8 @@ class _Store:
             had = json.loads(path.read_text())
             if had != meta:
                 raise ValueError(
-                    f"resume folder {self.folder} holds batches of another call: {had}, "
-                    f"asked for {meta}; remove it or choose another folder"
+                    f"resume folder {self.folder} holds batches of another call: "
+                    f"{had}, asked for {meta}; remove it or choose another folder"
                 )
         path.write_text(json.dumps(meta))
 

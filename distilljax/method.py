@@ -1,10 +1,10 @@
 """Method records: which networks play, what trains when on what, and whom to cite.
 
-A method is data. A *term* is a function of one `Context` to values; a *phase* trains some
-roles on named, weighted terms; a *method* is roles, phases, batch fields and the way its
-student is sampled. The trainer takes the masked mean of every term, applies its weight
-schedule and sums; it knows no method. `compose` joins methods so that the gradient is
-exactly the weighted sum.
+A method is data. A *term* is a function of one `Context` to values; a *phase* trains
+some roles on named, weighted terms; a *method* is roles, phases, batch fields and the
+way its student is sampled. The trainer takes the masked mean of every term, applies its
+weight schedule and sums; it knows no method. `compose` joins methods so that the
+gradient is exactly the weighted sum.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Phase(NamedTuple):
       name: by convention the first trained role; compose matches by it.
       trains: roles that get a gradient; everything else is frozen.
       terms: what is minimised.
-      draws: by name, frozen dataclasses ``Context -> pytree`` run once per update, inside
-        the gradient, and shared by the terms under ``ctx.data[name]``.
+      draws: by name, frozen dataclasses ``Context -> pytree`` run once per update,
+        inside the gradient, and shared by the terms under ``ctx.data[name]``.
       collect: ``Context -> mapping``; with ``trains=()`` a phase computes without
         gradient and adds its result to the data of later phases of the cycle. Results
         with a leading axis ``repeat`` times the batch are minibatched over repeats.
@@ -232,7 +232,9 @@ def check(method: Method) -> Method:
         _check_phases(where, method, phases)
     for name, role in method.roles.items():
         if role.follow is not None and role.follow.of not in method.roles:
-            raise ValueError(f"{where}: " + unknown("role", role.follow.of, method.roles))
+            raise ValueError(
+                f"{where}: " + unknown("role", role.follow.of, method.roles)
+            )
         if role.init not in {"teacher", "random", "given", *method.roles}:
             raise ValueError(f"{where}: init of {name!r}: {role.init!r} is no role")
         if role.derive is not None and name in method.trained:
@@ -286,13 +288,15 @@ def _weighted(phase: Phase, weight: Schedule) -> Phase:
     return phase._replace(terms=tuple(_scaled(t, weight) for t in phase.terms))
 
 
-def _merge_equal(kind: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_equal(
+    kind: str, a: Mapping[str, Any], b: Mapping[str, Any]
+) -> dict[str, Any]:
     out = dict(a)
     for name, value in b.items():
         if name in out and out[name] != value:
             raise ValueError(
-                f"compose: {kind} {name!r} differs between the methods: {out[name]} and "
-                f"{value}; make them equal to share it, or rename one"
+                f"compose: {kind} {name!r} differs between the methods: {out[name]} "
+                f"and {value}; make them equal to share it, or rename one"
             )
         out[name] = value
     return out
@@ -320,7 +324,9 @@ def _merge_phase(a: Phase, b: Phase, repeats: Mapping[str, int]) -> Phase:
     merges = {m for m in (a.merge, b.merge) if m is not None}
     collects = {c for c in (a.collect, b.collect) if c is not None}
     if len(merges) > 1 or len(collects) > 1:
-        raise ValueError(f"compose: phase {a.name!r} has two merge or collect functions")
+        raise ValueError(
+            f"compose: phase {a.name!r} has two merge or collect functions"
+        )
     shared = {t.name for t in a.terms} & {t.name for t in b.terms}
     if shared:
         raise ValueError(
@@ -347,7 +353,9 @@ def _compose_phases(
     own = {phase.name for phase in a}
     before = tuple(phase for phase in b if phase.name not in own)
     joined = tuple(
-        _merge_phase(phase, known[phase.name], repeats) if phase.name in known else phase
+        _merge_phase(phase, known[phase.name], repeats)
+        if phase.name in known
+        else phase
         for phase in a
     )
     return before + joined
@@ -392,11 +400,16 @@ def compose(
             raise ValueError(unknown("method in weights", key, names))
     parts = [
         method._replace(
-            phases=tuple(_weighted(p, weights.get(method.name, 1.0)) for p in method.phases),
+            phases=tuple(
+                _weighted(p, weights.get(method.name, 1.0)) for p in method.phases
+            ),
             stages=tuple(
                 Stage(
                     stage.until,
-                    tuple(_weighted(p, weights.get(method.name, 1.0)) for p in stage.phases),
+                    tuple(
+                        _weighted(p, weights.get(method.name, 1.0))
+                        for p in stage.phases
+                    ),
                 )
                 for stage in method.stages
             ),
@@ -441,8 +454,13 @@ class _JoinedMemory:
     a: Callable[[int, tuple[int, ...]], Mapping[str, Any]]
     b: Callable[[int, tuple[int, ...]], Mapping[str, Any]]
 
-    def __call__(self, batch_size: int, sample_shape: tuple[int, ...]) -> dict[str, Any]:
-        first, second = self.a(batch_size, sample_shape), self.b(batch_size, sample_shape)
+    def __call__(
+        self, batch_size: int, sample_shape: tuple[int, ...]
+    ) -> dict[str, Any]:
+        first, second = (
+            self.a(batch_size, sample_shape),
+            self.b(batch_size, sample_shape),
+        )
         shared = set(first) & set(second)
         if shared:
             raise ValueError(f"compose: memory {sorted(shared)} exists in both methods")

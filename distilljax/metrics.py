@@ -1,8 +1,8 @@
 """Metrics for `regress`: how large is the step from an output to its target.
 
 A metric is ``(output, direction, leading) -> values``: values per element (shape of
-``output``) or per sample (the first ``leading`` axes). Differences are taken in residual
-form ``direction + (sg(output) - output)``.
+``output``) or per sample (the first ``leading`` axes). Differences are taken in
+residual form ``direction + (sg(output) - output)``.
 
 | metric | value of the residual r |
 |---|---|

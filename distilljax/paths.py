@@ -55,6 +55,8 @@ def expand(t: Time, x: Array) -> Array:
     Raises:
       ValueError: if the axes of ``t`` are not leading axes of ``x``.
     """
+    if isinstance(t, (int, float)):
+        t = jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32))
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.floating):
         t = t.astype(jnp.float32)
@@ -129,9 +131,13 @@ class _VP:
 
     def time_of_angle(self, angle: Array) -> Array:
         alpha_end = math.exp(-0.25 * (self.end - self.start) - 0.5 * self.start)
-        decay = -jnp.log(jnp.maximum(jnp.cos(angle), alpha_end))
+        cos = jnp.maximum(jnp.cos(angle), alpha_end)
+        # -log(cos) loses its digits at the data end, the other form at the noise end.
+        near = -0.5 * jnp.log1p(-jnp.minimum(jnp.sin(angle) ** 2, 0.6))
+        decay = jnp.where(cos > 0.7, near, -jnp.log(cos))
         half = 0.5 * self.start
-        return 2.0 * decay / (half + jnp.sqrt(half**2 + (self.end - self.start) * decay))
+        root = jnp.sqrt(half**2 + (self.end - self.start) * decay)
+        return 2.0 * decay / (half + root)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,20 +146,25 @@ class _VPCosine:
 
     offset: float
 
-    def _at_zero(self) -> float:
-        return math.cos(0.5 * math.pi * self.offset / (1.0 + self.offset))
+    def _phase_at_zero(self) -> float:
+        return 0.5 * math.pi * self.offset / (1.0 + self.offset)
 
     def alpha(self, t: Array) -> Array:
         phase = 0.5 * math.pi * (t + self.offset) / (1.0 + self.offset)
-        return jnp.cos(phase) / self._at_zero()
+        return jnp.cos(phase) / math.cos(self._phase_at_zero())
 
     beta = staticmethod(_none)
 
     def sigma(self, t: Array) -> Array:
-        return jnp.sqrt(jnp.maximum(1.0 - self.alpha(t) ** 2, 0.0))
+        # 1 - alpha^2 by the difference of two squared sines: no digits lost near 0.
+        start, moved = self._phase_at_zero(), 0.5 * math.pi * t / (1.0 + self.offset)
+        product = jnp.sin(moved) * jnp.sin(moved + 2.0 * start)
+        return jnp.sqrt(jnp.maximum(product, 0.0)) / math.cos(start)
 
     def time_of_angle(self, angle: Array) -> Array:
-        phase = jnp.arccos(jnp.clip(jnp.cos(angle) * self._at_zero(), 0.0, 1.0))
+        start, s, c = self._phase_at_zero(), jnp.sin(angle), jnp.cos(angle)
+        sine = jnp.hypot(s, c * math.sin(start))
+        phase = jnp.arctan2(sine, jnp.maximum(c * math.cos(start), 0.0))
         return phase * (1.0 + self.offset) / (0.5 * math.pi) - self.offset
 
 
@@ -459,7 +470,9 @@ def vp_cosine(offset: float = 0.008, sigma_d: float = 1.0) -> Path:
     return Path(_VPCosine(offset), t_min=1e-3, sigma_d=sigma_d)
 
 
-def edm(sigma_max: float = 80.0, sigma_min: float = 0.002, sigma_d: float = 0.5) -> Path:
+def edm(
+    sigma_max: float = 80.0, sigma_min: float = 0.002, sigma_d: float = 0.5
+) -> Path:
     """Variance-exploding path of EDM; the clock is the noise level sigma."""
     return Path(_EDM(sigma_max), sigma_max, sigma_min, sigma_d)
 

@@ -9,8 +9,9 @@ that the prediction implies. Solving the two equations,
 gives every conversion: `decompose` with the source's ``(a, b)``, `recompose` with the
 target's. ``(X, E)`` does not depend on the path, so the same two calls carry a
 prediction to another path. ``det`` is bounded away from 0 for velocity, v and F, which
-makes all of theirs regular at both ends; the closed forms in the literature (SANA-Sprint
-for linear to TrigFlow, rCM's wrapper, EDM's preconditioning) are special cases.
+makes all of theirs regular at both ends; the closed forms in the literature
+(SANA-Sprint for linear to TrigFlow, rCM's wrapper, EDM's preconditioning) are special
+cases.
 
 | kind | a | b | det |
 |---|---|---|---|
@@ -34,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.errors import unknown
-from distilljax.paths import Path, Time, guard, expand
+from distilljax.paths import Path, Time, expand, guard
 
 Array = jax.Array
 
@@ -206,7 +207,8 @@ def carry(source: Path, target: Path, x: Array, t: Time) -> tuple[Array, Array]:
     """A point ``(x, t)`` of path ``source`` as the same point of path ``target``.
 
     Matches the noise angle, hence log-SNR, and rescales the state. Differentiable in
-    ``x`` and ``t``, ends included.
+    ``x`` and ``t``, ends included: times below ``target.t_min``, where sigma of some
+    paths has an infinite slope and no network is asked, become ``target.t_min``.
 
     Args:
       source: path on which ``x`` and ``t`` live.
@@ -223,6 +225,7 @@ def carry(source: Path, target: Path, x: Array, t: Time) -> tuple[Array, Array]:
         raise ValueError("a bridge path has no view on another path: strip y first")
     t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))
     u = target.time_of_angle(source.angle(t))
+    u = jnp.maximum(u, target.t_min) if target.t_min > 0.0 else u
     ratio = jnp.hypot(target.alpha(u), target.sigma(u)) / jnp.hypot(
         source.alpha(t), source.sigma(t)
     )

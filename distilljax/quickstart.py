@@ -30,6 +30,7 @@ TEACHER_NFE = 50
 PROBES = 8
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "digits"
 _SMOKE_CYCLES = {"teacher": 60}
+_SMOKE_SIZES = {"width": 64, "hidden": 64, "blocks": 1, "embedding": 32}
 
 
 def say(text: str) -> None:
@@ -97,6 +98,8 @@ class _Job:
 
     def __init__(self, folder: pathlib.Path, smoke: bool):
         self.folder, self.smoke = folder, smoke
+        self.seeds = SEEDS[:1] if smoke else SEEDS
+        self.probes = 2 if smoke else PROBES
         names = ("teacher", *METHODS)
         self.cards = {name: self._card(name) for name in names}
         self._claim()
@@ -111,7 +114,9 @@ class _Job:
         with config.unlocked():
             config.cycles = _SMOKE_CYCLES.get(name, 12)
             config.batch_size = 32
-            config.sample_every = config.cycles
+            for network in config.networks.values():
+                if network.name == "mlp":
+                    network.update(_SMOKE_SIZES)
             for option in ("warm_start", "warmup"):
                 if isinstance(config.method.get(option), int):
                     config.method[option] = min(4, config.method[option])
@@ -168,7 +173,9 @@ class _Job:
         draw = jax.jit(sampler)
         eps = generation.initial_noise(0, 0, len(self.labels), shape)
         real = self.data["x0"].reshape(len(self.labels), -1)
-        columns = np.concatenate([np.flatnonzero(self.labels == c)[:8] for c in range(10)])
+        columns = np.concatenate(
+            [np.flatnonzero(self.labels == c)[:8] for c in range(10)]
+        )
 
         def images(view: View) -> np.ndarray:
             x = draw(view.params(), eps, self.labels, jax.random.key(0))
@@ -189,9 +196,8 @@ class _Job:
         from distilljax.training.cost import run_evaluations
 
         config = self.cards[name]
-        found = cards.expand(config)
         with config.unlocked():
-            config.evaluate_every = max(found.train.cycles // PROBES, 1)
+            config.evaluate_every = max(config.cycles // self.probes, 1)
         found = cards.expand(config)
         began = time.monotonic()
         fitted = api.fit(
@@ -225,6 +231,11 @@ class _Job:
     def _path(self, name: str) -> pathlib.Path:
         return self.folder / "samples" / f"{name}.npz"
 
+    def _names(self) -> list[str]:
+        """File names of everything that is sampled."""
+        students = [f"{name}_nfe{k}" for name in METHODS for k in STEPS]
+        return [f"teacher_nfe{TEACHER_NFE}", *students]
+
     def _samplers(self) -> list[tuple[str, str, Any]]:
         """``(file name, run, sampler)`` of everything that is sampled."""
         teacher = api.load(self.folder / "teacher")
@@ -247,7 +258,7 @@ class _Job:
             for name, run, sampler in self._samplers():
                 # One jit for all seeds; generate() would build one each.
                 draw = jax.jit(sampler)
-                for seed in SEEDS:
+                for seed in self.seeds:
                     x = generation.generate(
                         draw,
                         run.params,
@@ -269,19 +280,22 @@ class _Job:
         self.stage("sampling", work)
 
     def _read(self, name: str) -> list[np.ndarray]:
-        names = [name, *(f"seeds/{name}_seed{seed}" for seed in SEEDS[1:])]
+        names = [name, *(f"seeds/{name}_seed{seed}" for seed in self.seeds[1:])]
         return [np.load(self._path(n))["x"] for n in names]
 
     def evaluate(self) -> None:
         def work() -> dict[str, Any]:
             judge = evaluation.PixelClassifier.fit(self.data["x0"], self.labels)
-            names = [name for name, _, _ in self._samplers()]
             return {
                 "statistics": {
                     name: evaluation.summarise(
-                        self._read(name), self.labels, self.data["x0"], self.labels, judge
+                        self._read(name),
+                        self.labels,
+                        self.data["x0"],
+                        self.labels,
+                        judge,
                     )
-                    for name in names
+                    for name in self._names()
                 }
             }
 
@@ -319,7 +333,7 @@ class _Job:
             "protocol": {
                 "data": "the 1797 digits of scikit-learn, 8x8, scaled to [-1, 1]",
                 "samples": "1797 per noise seed, the data's labels; clipped to [-1, 1]",
-                "seeds": f"means over noise seeds {', '.join(map(str, SEEDS))}",
+                "seeds": f"means over noise seeds {', '.join(map(str, self.seeds))}",
                 "frechet": "on pixels [1797, 64], float64, ddof 1",
                 "precision, recall": "k = 3 nearest neighbours on pixels",
                 "accuracy": "support vector classifier on pixels, trained on the data",
@@ -340,7 +354,7 @@ class _Job:
     def _grids(self) -> dict[str, np.ndarray]:
         rows = np.concatenate([np.flatnonzero(self.labels == c)[:4] for c in range(10)])
         grids = {"data": self.data["x0"][rows]}
-        for name, _, _ in self._samplers():
+        for name in self._names():
             grids[name] = np.load(self._path(name))["x"][rows]
         return grids
 

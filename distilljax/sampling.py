@@ -169,7 +169,8 @@ def sample(
     noisy = getattr(renoise, "noisy", True)
     if key is None and noisy and steps > 1:
         raise ValueError(
-            f"{type(renoise).__name__} draws fresh noise between {steps} steps: pass key="
+            f"{type(renoise).__name__} draws fresh noise between {steps} steps: pass "
+            "key="
         )
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if hooks.start is not None:

@@ -316,12 +316,16 @@ class SDE:
         return moved, at.last
 
 
-def _stacked(times: Sequence[Time], x: Array, solver: Solver) -> Array:
-    times = list(times)
+def _stacked(times: Sequence[Time] | Array, x: Array, solver: Solver) -> Array:
+    if not isinstance(times, jax.Array):
+        times = list(times)
     if len(times) < 2:
         raise ValueError(
             f"times must hold a start and an end, got {len(times)} times: 0 steps"
         )
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    if isinstance(times, jax.Array):
+        return times.astype(dtype)
     if all(isinstance(t, (int, float)) for t in times):
         steps = [b - a for a, b in zip(times[:-1], times[1:], strict=True)]
         rising = all(h > 0 for h in steps)
@@ -331,14 +335,13 @@ def _stacked(times: Sequence[Time], x: Array, solver: Solver) -> Array:
             raise ValueError(
                 f"times must fall for {type(solver).__name__} (it adds noise): {times}"
             )
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(t, dtype) for t in times)))
 
 
 def solve(
     field: Field,
     x: Array,
-    times: Sequence[Time],
+    times: Sequence[Time] | Array,
     *,
     path: Path,
     solver: Solver = Heun(),
@@ -352,7 +355,8 @@ def solve(
     Args:
       field: prediction of ``kind`` on ``path``.
       x: state at ``times[0]``, ``[B, ...]``.
-      times: ``steps + 1`` times, each a scalar or an array over leading axes of ``x``.
+      times: ``steps + 1`` times, each a scalar or an array over leading axes of ``x``;
+        or one array with them along its first axis.
       path: path of the states and times.
       solver: see the module docstring.
       kind: kind of the field; converted to what the solver works with.

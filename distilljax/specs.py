@@ -12,7 +12,16 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distilljax import draws, losses, metrics, paths, sampling, solvers, times, transforms
+from distilljax import (
+    draws,
+    losses,
+    metrics,
+    paths,
+    sampling,
+    solvers,
+    times,
+    transforms,
+)
 from distilljax.errors import unknown
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -35,7 +44,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "central",
         )
     },
-    **{n: getattr(sampling, n) for n in ("Consistency", "Deterministic", "Gamma", "SDE")},
+    **{
+        n: getattr(sampling, n)
+        for n in ("Consistency", "Deterministic", "Gamma", "SDE")
+    },
     **{
         name: getattr(paths, name)
         for name in (

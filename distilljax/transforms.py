@@ -1,7 +1,7 @@
 """Transforms of corrections: functions Correction -> Correction that chain.
 
-Everything that a transform needs is its argument; nothing hides in a correction. Warm-up
-is no transform: it scales only a part of the tangent, see `losses.eulerian`.
+Everything that a transform needs is its argument; nothing hides in a correction.
+Warm-up is no transform: it scales only a part of the tangent, see `losses.eulerian`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ sg = jax.lax.stop_gradient
 
 def _axes(c: Correction) -> tuple[int, ...]:
     return tuple(range(leading_axes(c), c.output.ndim))
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def l2_norm(x: Array, axes: tuple[int, ...]) -> Array:
@@ -51,7 +55,7 @@ def normalize_tangent(
     References:
       Lu and Song, sCM, 2024, arXiv:2410.11081, section 4.1 (tangent normalization).
     """
-    wide = c.direction.astype(jnp.promote_types(c.direction.dtype, jnp.float32))
+    wide = _wide(c.direction)
     return c._replace(direction=wide / (norm(wide, _axes(c)) + constant))
 
 
@@ -85,7 +89,7 @@ def adaptive_l2(c: Correction, p: float = 1.0, eps: float = 1e-2) -> Correction:
       Geng et al., Mean Flows for One-step Generative Modeling, 2025, arXiv:2505.13447,
         eq. 22.
     """
-    squared = jnp.sum(c.direction.astype(jnp.float32) ** 2, axis=_axes(c))
+    squared = jnp.sum(_wide(c.direction) ** 2, axis=_axes(c))
     return scale(c, sg((squared + eps) ** -p))
 
 
@@ -106,7 +110,7 @@ def normalize_by_error(
       Yin et al., One-step Diffusion with Distribution Matching Distillation, 2023,
         arXiv:2311.18828, eq. 8.
     """
-    error = jnp.abs(sg(c.output) - sg(reference)).astype(jnp.float32)
+    error = _wide(jnp.abs(sg(c.output) - sg(reference)))
     size = jnp.maximum(jnp.mean(error, axis=_axes(c), keepdims=True), floor)
     return c._replace(direction=jnp.nan_to_num(c.direction / size, posinf=0, neginf=0))
 
@@ -142,7 +146,8 @@ def weight_by_reward(
     strength: float = 1.0,
     base: float = 1.0,
 ) -> Correction:
-    """Weight ``base + strength (2 rho - 1)``, ``rho = clip(A / (2 bound) + 1/2, 0, 1)``.
+    """Weight ``base + strength (2 rho - 1)``, ``rho = clip(A / (2 bound) + 1/2, 0,
+    1)``.
 
     With the defaults the weight is ``2 rho``, in ``[0, 2]`` and 1 at ``A = 0``: an
     update is never turned around. ``base = 0`` is the signed form of mirrored policies

@@ -77,5 +77,3 @@ def test_unknown_roles_list_the_near_ones():
         _ = context().nets.studnt
     with pytest.raises(KeyError, match="Known: student"):
         _ = context().nets["teacher"]
-
-

@@ -143,7 +143,11 @@ def head(*, hidden: int = 32, num_classes: int | None = None) -> Network:
         return out[:, 0]
 
     return Network(
-        name="head", apply=None, init=init, functions={"logits": logits}, num_classes=None
+        name="head",
+        apply=None,
+        init=init,
+        functions={"logits": logits},
+        num_classes=None,
     )
 
 

@@ -2,8 +2,8 @@
 
     distilljax train --config=configs/digits/dmd2.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 600 cycles on the teacher's trajectories and 400 of matching
-with batch 128, about 45 s.
+Hardware: 2 CPU cores. Cost: 600 cycles on the teacher's trajectories and 400 of
+matching with batch 128, about 45 s.
 Expected: Frechet distance 1.5, 1.05, 1.0 times the teacher's at 1, 2, 4 steps.
 Reproduces: no paper's row.
 """

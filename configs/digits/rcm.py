@@ -2,7 +2,8 @@
 
     distilljax train --config=configs/digits/rcm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 800 cycles of consistency and 400 with matching, about 45 s.
+Hardware: 2 CPU cores. Cost: 800 cycles of consistency and 400 with matching, about 45
+  s.
 Expected: Frechet distance 1.4, 1.2, 1.2 times the teacher's at 1, 2, 4 steps.
 Reproduces: no paper's row.
 """

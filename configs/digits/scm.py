@@ -4,8 +4,8 @@
 
 Hardware: 2 CPU cores. Cost: 1800 cycles of 256, about 45 s.
 Expected: Frechet distance 1.3, 1.2, 1.15 times the teacher's at 1, 2, 4 steps.
-Reproduces: no paper's row. The paper's tangent normalisation and learned weight are off:
-at this size the weight runs away and the normalised tangent ends worse.
+Reproduces: no paper's row. The paper's tangent normalisation and learned weight are
+off: at this size the weight runs away and the normalised tangent ends worse.
 """
 
 from distilljax.cards import digits_card

@@ -267,9 +267,9 @@ def digits() -> ArraySource:
     """
     from sklearn import datasets
 
-    table = datasets.load_digits()
-    x0 = np.asarray(table.images, np.float32)[..., None] / 8.0 - 1.0
-    return arrays(x0, table.target, num_classes=10, name="digits")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    x0 = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 8.0 - 1.0
+    return arrays(x0, labels, num_classes=10, name="digits")
 
 
 class Mixture(NamedTuple):

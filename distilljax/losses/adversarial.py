@@ -56,7 +56,8 @@ def generator_relativistic(real: Array, fake: Array) -> Array:
 
 
 def approximate_r1(logits: Array, perturbed: Array, std: float) -> Array:
-    """``((l(x + std n) - l(x)) / std)^2``: estimates ``|grad l|^2`` with no second order.
+    """``((l(x + std n) - l(x)) / std)^2``: estimates ``|grad l|^2`` with no second
+    order.
 
     Args:
       logits: at the (re-noised) sample, ``[B]`` or ``[B, heads]``.

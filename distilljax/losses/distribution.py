@@ -63,7 +63,12 @@ def gap_from_eps(eps_a: Array, eps_b: Array, path: Path, t: Time) -> Array:
 
 
 def split_error(
-    denoised_a: Array, denoised_b: Array, eps_a: Array, eps_b: Array, path: Path, t: Time
+    denoised_a: Array,
+    denoised_b: Array,
+    eps_a: Array,
+    eps_b: Array,
+    path: Path,
+    t: Time,
 ) -> tuple[Array, Array]:
     """The two complementary parts of ``x_hat - x_ref`` seen by one denoiser.
 
@@ -73,7 +78,8 @@ def split_error(
         x_hat - x_ref = (D(a) - D(b)) + (sigma/alpha)(eps(a) - eps(b)).
 
     The eps part (TSD-SR, TAD-SR) holds the directions finer than the noise, the D part
-    (CTMSR) the coarser ones. To pull ``x_hat`` toward ``x_ref`` move along minus either.
+    (CTMSR) the coarser ones. To pull ``x_hat`` toward ``x_ref`` move along minus
+    either.
 
     Args:
       denoised_a: ``D`` at the noised output, ``[B, ...]``.
@@ -96,8 +102,8 @@ def fisher(
     """Score identity distillation, mean over the elements of a sample.
 
     ``<D_real - D_fake, (D_real - x) - alpha (D_real - D_fake)> / (n norm)`` with
-    ``norm = max(mean |x - D_real|, floor)``. At the exact fake score ``alpha = 1/2`` has
-    the gradient of the Fisher divergence and ``alpha = 1`` that of score implicit
+    ``norm = max(mean |x - D_real|, floor)``. At the exact fake score ``alpha = 1/2``
+    has the gradient of the Fisher divergence and ``alpha = 1`` that of score implicit
     matching. The value is no measure of progress and may be negative.
 
     Args:

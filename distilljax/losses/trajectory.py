@@ -4,8 +4,8 @@ Three identities of the exact flow map ``f`` of a velocity ``v`` give every one 
 the Eulerian ``d/dt f(x_t, t, s) = 0`` along ``v``, the Lagrangian
 ``d/ds f(x, t, s) = v(f, s)`` and the semigroup ``f_{m->s}(f_{t->m}) = f_{t->s}``.
 Derivative losses act on the network output ``F`` of ``f = a x + b F``. Since ``b < 0``
-the direction on ``F`` is *plus* the scaled total derivative (on ``f`` itself it would be
-minus).
+the direction on ``F`` is *plus* the scaled total derivative (on ``f`` itself it would
+be minus).
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def consistency(
 ) -> Correction:
     """Discrete consistency: two points of one trajectory must map to the same ``x_s``.
 
-    Output ``f(x_t, t, s)``, target ``f_target(x_tau, tau, s)``, or ``x_tau`` itself where
-    ``tau = s``.
+    Output ``f(x_t, t, s)``, target ``f_target(x_tau, tau, s)``, or ``x_tau`` itself
+    where ``tau = s``.
 
     Args:
       f: student map.

@@ -40,8 +40,8 @@ def rcm(
 
     ``compose(scm(learned_weight=False), dmd2(gan_weight=0))``: the forward divergence
     covers the modes, the reverse one sharpens them. While the tangent warms up only
-    scm's student phase runs (a stage); afterwards a cycle is ``critic_steps`` updates of
-    the fake score and one of the student.
+    scm's student phase runs (a stage); afterwards a cycle is ``critic_steps`` updates
+    of the fake score and one of the student.
 
     The released code scales only the ``x_t`` part of the tangent in the warm-up and not
     the jvp; this warm-up is sCM's, which scales both. They agree once it is over.
@@ -57,8 +57,8 @@ def rcm(
       steps: numbers of steps of the backward simulation.
       grid: their time grids, also the sampler's.
       critic_steps: critic updates per student update; 4 of every 5 in the release.
-      path: TrigFlow; ``dmd_options`` may give the matching part its own path, whose grid
-        the sampler then uses.
+      path: TrigFlow; ``dmd_options`` may give the matching part its own path, whose
+        grid the sampler then uses.
       scm_options: further arguments of `scm`.
       dmd_options: further arguments of `dmd2`.
 

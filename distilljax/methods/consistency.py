@@ -108,9 +108,7 @@ def cm_cd(
         field = ctx.nets.teacher.guided(ctx.data, guidance, kind="velocity", path=p)
         x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind="velocity")
         f, f_target = (
-            ctx.nets[role].flow_map(
-                ctx.cond, path=p, two_time=False, boundary=boundary
-            )
+            ctx.nets[role].flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
             for role in ("student", "target")
         )
         c = losses.consistency(f, f_target, x_t, t, x_tau, tau, boundary)
@@ -174,7 +172,8 @@ def scm(
       sampling_grid: times of the sampler; the paper's second time is 1.1.
 
     Returns:
-      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher (scd), log_weight.
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher (scd),
+      log_weight.
     """
 
     def tangents(ctx: Context) -> Out:
@@ -207,7 +206,8 @@ def scm(
             values = losses.learned_weight(values, log_weight)
         return Out(values, {"tangent_norm": jnp.mean(size), "warmup": kappa})
 
-    roles = {"student": Role(needs=frozenset({"jvp"}))}
+    needs = {"jvp"} | ({"null"} if label_dropout else set())
+    roles = {"student": Role(needs=frozenset(needs))}
     trains = ("student",)
     if teacher:
         roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))

@@ -99,10 +99,10 @@ def dmd2(
 ) -> Method:
     """DMD2: score gap of teacher and fake score, GAN, backward simulation, TTUR.
 
-    Student: ``regress(gap / mean|x - D_real|) + gan_weight softplus(-logit)`` on samples
-    of its own rollout. Critic (``critic_steps`` a cycle): flow matching of the fake
-    score on detached samples and the discriminator on its features, which also trains
-    the trunk.
+    Student: ``regress(gap / mean|x - D_real|) + gan_weight softplus(-logit)`` on
+    samples of its own rollout. Critic (``critic_steps`` a cycle): flow matching of the
+    fake score on detached samples and the discriminator on its features, which also
+    trains the trunk.
 
     Args:
       steps: numbers of steps that one student shall serve.
@@ -192,7 +192,9 @@ def follow_teacher(draw: TeacherTrajectory, weights: tuple[float, ...]) -> Phase
         f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
         values = [
             weight * losses.regress(losses.toward(f(x, t, 0.0), found["end"]))
-            for x, t, weight in zip(found["states"], found["times"], weights, strict=True)
+            for x, t, weight in zip(
+                found["states"], found["times"], weights, strict=True
+            )
         ]
         return sum(values) / sum(weights)
 
@@ -247,7 +249,9 @@ def sid(
             name="sid",
             roles=twin_roles(guidance=guidance),
             phases=(
-                Phase("fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps),
+                Phase(
+                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
+                ),
                 Phase("student", ("student",), (Term("fisher", identities),), draws),
             ),
             batch=frozenset(),
@@ -275,8 +279,8 @@ def gdmd(
 
     For every sample, ``targets`` re-noised points give implicit targets ``y_i = x +
     direction_i``; rewards ``r_i = value(y_i, cond)`` are normalised over the targets of
-    a sample, ``A_i = (r_i - mean)/(std + 1e-4)``, ``rho_i = clip(A_i/(2 bound) + 1/2, 0,
-    1)``, and the update ``i`` has the weight ``matching + strength (2 rho_i - 1)``.
+    a sample, ``A_i = (r_i - mean)/(std + 1e-4)``, ``rho_i = clip(A_i/(2 bound) + 1/2,
+    0, 1)``, and the update ``i`` has the weight ``matching + strength (2 rho_i - 1)``.
 
     The defaults are the safe form ``2 rho_i``: DMD when all rewards agree, never an
     update turned around. It equals plain DMD plus the signed form of mirrored policies
@@ -311,7 +315,8 @@ def gdmd(
 
     def rewarded(ctx: Context) -> Out:
         gaps = [
-            match_scores(ctx, law, path, guidance, suffix=str(i)) for i in range(targets)
+            match_scores(ctx, law, path, guidance, suffix=str(i))
+            for i in range(targets)
         ]
         value = ctx.nets.reward.call
         scores = sg(jnp.stack([value("value", c.target, ctx.cond) for c in gaps]))
@@ -334,7 +339,9 @@ def gdmd(
             name="gdmd",
             roles=twin_roles(guidance=guidance, reward=Role("reward", init="given")),
             phases=(
-                Phase("fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps),
+                Phase(
+                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
+                ),
                 Phase("student", ("student",), (Term("rewarded", rewarded),), draws),
             ),
             batch=frozenset(),

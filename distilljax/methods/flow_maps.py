@@ -56,7 +56,8 @@ def mean_flow(
     sample (eq. 11 and 22); ``du/dt`` by one jvp with tangent ``(v, 1, 0)``.
 
     Args:
-      law: law of ``(t, s)``; the paper's is logit-normal(-0.4, 1), 75 % on the diagonal.
+      law: law of ``(t, s)``; the paper's is logit-normal(-0.4, 1), 75 % on the
+        diagonal.
       teacher: True takes ``v`` from a teacher; False from the data, mixed with the
         network's own velocity when ``omega`` or ``kappa`` ask for guidance.
       guidance: scale ``w`` of the teacher.

@@ -59,7 +59,7 @@ def _plain(state: nnx.State) -> Params:
     return traverse_util.unflatten_dict(flat)
 
 
-def _pure_nnx(module: nnx.Module | Constructor, name: str) -> Pure:
+def _pure_nnx(module: Any, name: str) -> Pure:
     if isinstance(module, nnx.Module):
         given = module
     else:
@@ -93,10 +93,11 @@ def _pure_nnx(module: nnx.Module | Constructor, name: str) -> Pure:
 
 def _built(module: Constructor, key: Array, name: str) -> nnx.Module:
     built = module(nnx.Rngs(key))
-    if not isinstance(built, nnx.Module):
+    if not isinstance(built, nnx.Module) or not callable(built):
         raise ValueError(
-            f"network {name!r}: the constructor must return an nnx.Module, got "
-            f"{type(built).__name__}; pass lambda rngs: MyModule(..., rngs=rngs)"
+            f"network {name!r}: the constructor must return an nnx.Module with a "
+            f"__call__, got {type(built).__name__}; pass lambda rngs: "
+            "MyModule(..., rngs=rngs)"
         )
     return built
 
@@ -148,12 +149,12 @@ def pure(module: Any, *, name: str = "module", example: tuple | None = None) -> 
     """
     if isinstance(module, linen.Module):
         return _pure_linen(module, example, name)
-    if isinstance(module, nnx.Module) or callable(module):
-        return _pure_nnx(module, name)
-    raise ValueError(
-        f"network {name!r}: module must be an nnx module, a function nnx.Rngs -> "
-        f"nnx.Module or a linen module, got {type(module).__name__}"
-    )
+    if not callable(module):
+        raise ValueError(
+            f"network {name!r}: module must be an nnx module, a function nnx.Rngs -> "
+            f"nnx.Module or a linen module, got {type(module).__name__}"
+        )
+    return _pure_nnx(module, name)
 
 
 def _check_signature(
@@ -197,6 +198,12 @@ def times_over(x: Array, t: Any, clock: Callable[[Array], Array] | None) -> Arra
     t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))
     t = jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
     return t if clock is None else clock(t)
+
+
+def _name_of(module: Any) -> str:
+    if isinstance(module, (nnx.Module, linen.Module)):
+        return type(module).__name__
+    return str(getattr(module, "__name__", "network"))
 
 
 def functionalize(
@@ -245,11 +252,7 @@ def functionalize(
     Numerics: results, taps included, leave in at least float32; float64 inputs and
     parameters are kept when ``dtype`` is None.
     """
-    if name is None:
-        named = isinstance(module, (nnx.Module, linen.Module))
-        name = (
-            type(module).__name__ if named else getattr(module, "__name__", "network")
-        )
+    name = _name_of(module) if name is None else name
     if time_code not in TIME_CODES:
         raise ValueError(unknown("time_code", time_code, TIME_CODES))
     code = TIME_CODES[time_code]

@@ -155,7 +155,8 @@ class ConditionEmbedding(nnx.Module):
         if self.features is None:
             return 0.0
         if cond is None:
-            return self.project.bias.get_value()
+            dtype = self.project.kernel.get_value().dtype
+            return self.project(jnp.zeros((self.features,), dtype))
         if cond.ndim != 2 or cond.shape[1] != self.features:
             raise ValueError(
                 f"cond must be an embedding [B, {self.features}], got {cond.shape}"

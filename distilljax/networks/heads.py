@@ -121,7 +121,7 @@ def head(
             sizes,
             width=width,
             layers=layers,
-            frequencies=frequencies,
+            frequencies=Frequencies(*frequencies),
             num_classes=num_classes,
             cond_features=cond_features,
             rngs=rngs,
@@ -204,7 +204,8 @@ def log_weight(
         2023, arXiv:2312.02696, equation 21.
     """
     clock: Callable[[Array], Array] | None = None if path is None else log_clock(path)
-    init, call, _ = pure(lambda rngs: LogWeight(frequencies, rngs=rngs), name=name)
+    bands = Frequencies(*frequencies)
+    init, call, _ = pure(lambda rngs: LogWeight(bands, rngs=rngs), name=name)
 
     def value(params: Any, t: Any) -> Array:
         t = jnp.asarray(t, jnp.promote_types(jnp.result_type(t), jnp.float32))

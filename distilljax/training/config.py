@@ -34,8 +34,8 @@ class ScheduleConfig:
       end: last factor of the cosines.
       steps: updates until the cosines end; default the role's updates in the run. For
         ``inverse_sqrt`` the updates until the decay starts; default ``warmup``.
-      restart: update at which the schedule starts again for the rest of the run, warm-up
-        included: where a method's first stage ends, say. None for no restart.
+      restart: update at which the schedule starts again for the rest of the run,
+        warm-up included: where a method's first stage ends, say. None for no restart.
       restart_factor: factor of ``lr`` from there on.
     """
 
@@ -60,7 +60,7 @@ class ScheduleConfig:
             raise ValueError("schedule 'inverse_sqrt' needs warmup or steps >= 1")
         if self.restart is not None and (self.restart < 1 or self.restart_factor < 0.0):
             raise ValueError(
-                f"schedule: restart must be at least 1 and restart_factor not negative, "
+                "schedule: restart must be at least 1 and restart_factor not negative, "
                 f"got {self.restart} and {self.restart_factor}"
             )
 

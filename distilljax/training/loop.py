@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -167,9 +168,19 @@ class _Run:
                     evaluated,
                 )
             if last:
+                self.farewell(signals)
                 break
             self.batch = place(self.setup, self.feed.next(self.step))
         self.look()
+
+    def farewell(self, signals: Signals) -> None:
+        """Says so if a signal ends the run."""
+        if signals.came is not None and self.bar is not None:
+            name = signal.Signals(signals.came).name
+            self.bar.say(
+                f"{self.setup.method.name}: {name} after cycle {self.step}; saved, the "
+                "same call continues"
+            )
 
     def look(self) -> None:
         """Reads the metrics of the last cycle but one, which are there by now."""

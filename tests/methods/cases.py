@@ -90,7 +90,9 @@ def method(name: str) -> Method:
     return methods.build(name, **CASES[name].options)
 
 
-def params(nets: Mapping[str, Network], method: Method, seed: int = 0) -> dict[str, Any]:
+def params(
+    nets: Mapping[str, Network], method: Method, seed: int = 0
+) -> dict[str, Any]:
     """Parameters of the roles that want theirs given."""
     given = {
         name: nets.get(name, nets[role.network]).init(jax.random.key(seed))

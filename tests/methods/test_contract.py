@@ -68,7 +68,9 @@ def case(request):
 def test_samples_do_not_see_their_neighbours(case):
     """Permuting data and draws permutes the values, except of coupled terms."""
     name, setup, state, frozen = case
-    if any(getattr(d, "slots", None) for p in setup.method.phases for d in p.draws.values()):
+    if any(
+        getattr(d, "slots", None) for p in setup.method.phases for d in p.draws.values()
+    ):
         pytest.fail("use a case without slots here")
     order = jnp.asarray(np.random.default_rng(0).permutation(16))
     data = one(cases.batch(1))
@@ -114,7 +116,9 @@ def test_one_program_moves_declared_roles_only_and_the_teacher_lives(case):
     assert int(state.step) == 2
     assert all(bool(jnp.all(jnp.isfinite(v))) for v in metrics.values())
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(frozen))
-    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, frozen))
+    jax.tree.map(
+        np.testing.assert_array_equal, before, jax.tree.map(np.asarray, frozen)
+    )
     for role in setup.method.trained:
         moved = jax.tree.map(
             lambda a, b: float(np.abs(a - np.asarray(b)).max()),
@@ -170,7 +174,9 @@ def test_half_precision_stays_close(case):
         b = jitted(other, phase)(state, frozen, data)
         for term in a:
             mean = float(jnp.mean(jnp.abs(a[term])))
-            assert float(jnp.mean(jnp.abs(a[term] - b[term]))) < 0.15 * mean + 1e-3, term
+            assert float(jnp.mean(jnp.abs(a[term] - b[term]))) < 0.15 * mean + 1e-3, (
+                term
+            )
 
 
 def test_students_start_as_their_teacher(case):
@@ -252,4 +258,3 @@ def test_sharding_splits_the_work_and_keeps_the_result(sharded, name):
     assert row["flops"] <= 0.2, row
     assert row["metrics"] < 2e-3, row
     assert row["params"] < 2e-5, row
-
