@@ -15,7 +15,7 @@ def get_config():
     return digits_card(
         "scm",
         {
-            "law": "LogNormal(-0.4, 1.4)",
+            "law": "LogNormal(0.0, 1.4)",
             "warmup": "Ramp(200)",
             "tangent": None,
             "learned_weight": False,
