@@ -98,6 +98,12 @@ def fit(
     settings = TrainConfig.of(config or {}, roles=method.roles)
     role = method.sampling.role
     network = network_of(method.roles, role, networks)
+    for name in ("sample_shape", "num_classes"):
+        if not hasattr(source, name):
+            raise ValueError(
+                f"source must be a data source, got {type(source).__name__} without "
+                f"{name}; make one of arrays with distilljax.data.arrays(x0, cond)"
+            )
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else pathlib.Path(folder)
     if hooks is None:
@@ -205,6 +211,8 @@ def sample(
     Returns:
       Samples ``[count, *sample_shape]``, float32, not clipped.
     """
+    if count is not None and count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
     if labels is None and fitted.num_classes is not None:
         if count is None:

@@ -37,6 +37,7 @@ BUILDERS = {
     "head": networks.head,
     "log_weight": networks.log_weight,
 }
+FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
 _OWN = ("method", "source", "networks", "teacher")
 
 
@@ -93,9 +94,9 @@ def card(
         ]
     config = ConfigDict(
         {
-            "method": {"name": method, **_all_options(method, options or {})},
-            "source": dict(source),
-            "networks": {key: dict(value) for key, value in networks.items()},
+            "method": _filled({"name": method, **(options or {})}, FACTORIES),
+            "source": _filled(source, SOURCES),
+            "networks": {key: _filled(net, BUILDERS) for key, net in networks.items()},
             "teacher": teacher or "",
             **plain,
         },
@@ -137,19 +138,24 @@ def digits_card(
     return card(method, options, source={"name": "digits"}, networks=built, **settings)
 
 
-def _all_options(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options given, and the defaults that can be written as plain values."""
-    out: dict[str, Any] = {}
-    factory = methods.CATALOGUE[method].factory
-    for name, parameter in inspect.signature(factory).parameters.items():
+def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """A section with the defaults that can be written as plain values."""
+    name = spec.get("name")
+    if name not in known:
+        return dict(spec)
+    out: dict[str, Any] = {"name": name}
+    for key, parameter in inspect.signature(known[name]).parameters.items():
         default = parameter.default
-        if name in options:
-            out[name] = options[name]
-        elif isinstance(default, (bool, int, float, str, tuple)):
-            out[name] = default
+        if key in spec:
+            out[key] = spec[key]
+        elif isinstance(default, tuple):
+            out[key] = tuple(default)
+        elif isinstance(default, (bool, int, float, str)):
+            # The name of a network stays that of its builder.
+            out.setdefault(key, default)
         elif _readable(default):
-            out[name] = repr(default)
-    return out
+            out[key] = repr(default)
+    return {**spec, **out}
 
 
 def _readable(value: Any) -> bool:

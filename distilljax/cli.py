@@ -8,15 +8,19 @@ import sys
 from collections.abc import Sequence
 
 from distilljax._version import __version__
+from distilljax.errors import unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    parser, commands = _parser()
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        parser.error(unknown("command", arguments[0], commands))
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "train":
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+        known = _options(options.command, commands)
+        parser.error(unknown("argument", rest[0].split("=", 1)[0], known))
     if options.command is None:
         parser.print_help()
         return 0
@@ -27,7 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _options(
+    command: str | None, commands: dict[str, argparse.ArgumentParser]
+) -> list[str]:
+    if command is None:
+        return ["--help", "--version", *commands]
+    return [text for text in commands[command]._option_string_actions if text != "-h"]
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the commands by name."""
     parser = argparse.ArgumentParser(
         prog="distilljax",
         description="Distils diffusion and flow teachers into 1 to 4 step generators.",
@@ -71,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     quick.add_argument("--out", default="runs/quickstart", help="folder of the results")
     quick.add_argument("--fresh", action="store_true", help="start again from nothing")
     quick.add_argument("--smoke", action="store_true", help="everything in miniature")
-    return parser
+    return parser, dict(commands.choices)
 
 
 def read_card(path: str, overrides: Sequence[str]):
@@ -85,14 +98,15 @@ def read_card(path: str, overrides: Sequence[str]):
     from ml_collections import config_flags
 
     from distilljax import cards
-    from distilljax.errors import unknown
 
     config = cards.load(path)
     known = _keys(config)
     for text in overrides:
         if not text.startswith("--config.") or "=" not in text:
+            options = _options("train", _parser()[1])
             raise ValueError(
-                f"unknown argument {text!r}; overrides are written --config.key=value"
+                unknown("argument", text.split("=", 1)[0], options)
+                + " Values of the card are written --config.key=value."
             )
         key = text[len("--config.") :].split("=", 1)[0]
         if key not in known:

@@ -91,8 +91,8 @@ class AffineFlowMap:
 
         1 for a velocity (at ``s = t`` the direction is then ``v - F``); ``cos t`` on
         TrigFlow (sCM, 2024, the ``1/(sigma_d tan t)`` prior weight); for an ``F``
-        output ``cos(theta) / (sigma_d theta')`` with ``theta = arctan(sigma/(sigma_d
-        alpha))``, which is TrigFlow's direction on any path.
+        output ``cos(theta) / (n_s theta')`` with ``theta = arctan(sigma/(sigma_d
+        alpha))`` and ``n_s = path.scale(s)``, which is TrigFlow's direction on any path.
         """
         if self.path == trigflow(self.path.sigma_d):
             unit = jnp.cos(t)
@@ -101,7 +101,7 @@ class AffineFlowMap:
             unit = jnp.cos(angle) / guard(rate)
         else:
             return jnp.ones_like(t)
-        return unit / self.path.sigma_d if self.kind is F else unit
+        return unit / self.path.scale(s) if self.kind is F else unit
 
     def _angle(self, t: Array) -> Array:
         return jnp.arctan2(self.path.sigma(t), self.path.sigma_d * self.path.alpha(t))

@@ -177,6 +177,8 @@ def generate(
         count = len(labels)
     if not count or count < 1:
         raise ValueError(f"count must be at least 1 (or labels given), got {count}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch_size = min(batch_size, count)
     store = _Store(resume, tag, seed, batch_size, count, labels)
     run = jax.jit(sampler)

@@ -12,6 +12,7 @@ They compute in the float type of the state, and serve tests and foreign code al
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 
 Array = jax.Array
 _LOG_2PI = math.log(2.0 * math.pi)
+
+
+def _dtype(*arrays: Array) -> jnp.dtype:
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def _log_normal(centred: Array, variance: Array) -> Array:
@@ -135,7 +140,7 @@ class Gaussian(NamedTuple):
 
     def noised(self, path: Path, t: float | Array) -> Gaussian:
         """Marginal at one time ``t``, a scalar."""
-        t = jnp.asarray(t, jnp.result_type(self.mean, self.std, jnp.float32))
+        t = jnp.asarray(t, _dtype(self.mean, self.std))
         alpha = path.alpha(t)
         return Gaussian(alpha * self.mean, jnp.hypot(alpha * self.std, path.sigma(t)))
 
@@ -152,11 +157,12 @@ class Gaussian(NamedTuple):
     def sample(self, key: Array, n: int) -> Array:
         """``n`` data samples ``[n, *shape]``."""
         shape = jnp.broadcast_shapes(jnp.shape(self.mean), jnp.shape(self.std))
-        dtype = jnp.result_type(self.mean, self.std, jnp.float32)
-        return self.mean + self.std * jax.random.normal(key, (n, *shape), dtype)
+        eps = jax.random.normal(key, (n, *shape), _dtype(self.mean, self.std))
+        return self.mean + self.std * eps
 
 
-class GaussianFlowMap(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class GaussianFlowMap:
     """``alpha_s m + (n_s / n_t)(x - alpha_t m)``.
 
     Attributes:
@@ -282,7 +288,7 @@ class GaussianMixture(NamedTuple):
 
     def noised(self, path: Path, t: float | Array) -> GaussianMixture:
         """Marginal at one time ``t``, a scalar."""
-        t = jnp.asarray(t, jnp.result_type(self.means, self.stds, jnp.float32))
+        t = jnp.asarray(t, _dtype(self.means, self.stds))
         alpha = path.alpha(t)
         stds = jnp.hypot(alpha * self.stds, path.sigma(t))
         return self._replace(means=alpha * self.means, stds=stds)
@@ -295,13 +301,13 @@ class GaussianMixture(NamedTuple):
         """``n`` data samples ``[n, *sample_shape]``."""
         pick, draw = jax.random.split(key)
         index = jax.random.categorical(pick, jnp.log(self.weights), shape=(n,))
-        eps = jax.random.normal(
-            draw, (n, *self.means.shape[1:]), jnp.result_type(self.means, jnp.float32)
-        )
+        shape = (n, *self.means.shape[1:])
+        eps = jax.random.normal(draw, shape, _dtype(self.means, self.stds))
         return self.means[index] + expand(self.stds[index], eps) * eps
 
 
-class MixtureFlowMap(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class MixtureFlowMap:
     """A flow map with its path; see `GaussianMixture.flow_map`."""
 
     run: Callable[[Array, Time, Time], Array]

@@ -440,9 +440,7 @@ class Path:
         out = out + self._endpoint(self.beta(s), y)
         return out if xi is None else out + zeta_x * xi
 
-    def start(
-        self, eps: Array, y: Array | None = None, t: Time | None = None
-    ) -> Array:
+    def start(self, eps: Array, y: Array | None = None, t: Time | None = None) -> Array:
         """State from which generation starts: ``beta(t) y + sigma(t) eps``.
 
         Args:

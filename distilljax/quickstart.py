@@ -6,6 +6,7 @@ interrupted one continues, inside a training run too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -65,6 +66,23 @@ def run(
                 "another folder with --out or remove it yourself"
             )
         shutil.rmtree(folder)
+    with _quick_compilation(smoke):
+        return _run(folder, smoke)
+
+
+@contextlib.contextmanager
+def _quick_compilation(on: bool):
+    """Programs that run a dozen times are not worth optimising."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, on or before)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _run(folder: pathlib.Path, smoke: bool) -> pathlib.Path:
     job = _Job(folder, smoke)
     say(f"distilljax {_version.__version__} quick start in {folder}")
     job.teacher()

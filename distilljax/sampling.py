@@ -81,6 +81,8 @@ class Gamma:
     def __call__(
         self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
     ) -> Array:
+        if self.gamma == 0.0:
+            return flow_map(x, t, s)
         kept = (1.0 - self.gamma**2) ** 0.5
         angle = path.angle(s)
         below = path.time_of_angle(jnp.arctan2(kept * jnp.sin(angle), jnp.cos(angle)))
@@ -100,6 +102,10 @@ class SDE:
 
     eta: float = 1.0
     noisy = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.eta <= 1.0:
+            raise ValueError(f"eta must lie in [0, 1], got {self.eta}")
 
     def __call__(
         self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array

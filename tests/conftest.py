@@ -1,7 +1,28 @@
-"""Fixtures shared by the whole suite."""
+"""Cheap compilation for the whole suite, and shared fixtures.
 
-import jax
-import pytest
+The programs here are small and many, so that compiling them costs more than running
+them: XLA optimises little, and equal programs are compiled once for all workers and
+subprocesses of a run.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Workers and subprocesses inherit it; the process that made it removes it.
+    folder = tempfile.mkdtemp(prefix="distilljax_tests_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -107,6 +107,17 @@ def test_the_noise_angle_has_an_inverse(name, share):
     np.testing.assert_allclose(back, t, rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", ["vp", "vp_cosine"])
+def test_float32_keeps_its_digits_at_the_data_end(name):
+    path = PATHS[name]
+    angle = jnp.array([0.01, 0.03, 0.1, 0.5, 0.9])
+    single = path.time_of_angle(angle.astype(jnp.float32))
+    np.testing.assert_allclose(single, path.time_of_angle(angle), rtol=1e-5)
+    back = path.sigma(single)
+    assert back.dtype == jnp.float32
+    np.testing.assert_allclose(back, jnp.sin(angle), rtol=1e-5)
+
+
 def test_time_of_log_snr_is_total(any_path):
     t = inner_times(any_path)
     allclose(any_path.time_of(any_path.log_snr(t)), t, 1e-10)
@@ -127,7 +138,8 @@ def test_times_align_from_the_left():
     assert expand(jnp.zeros(2), x).shape == (2, 1, 1, 1)
     assert expand(jnp.zeros((2, 3)), x).shape == (2, 3, 1, 1)
     assert expand(jnp.zeros((1, 3)), x).shape == (1, 3, 1, 1)
-    assert expand(1, x).dtype == jnp.float32
+    assert expand(1, x.astype(jnp.float32)).dtype == jnp.float32
+    assert expand(0.5, x.astype(jnp.bfloat16)).dtype == jnp.float32
     assert expand(jnp.zeros(2, jnp.bfloat16), x).dtype == jnp.float32
     with pytest.raises(ValueError, match=r"leading axes of x \(2, 3, 4, 5\).*\(3,\)"):
         expand(jnp.zeros(3), x)

@@ -16,7 +16,7 @@ def get_config():
         "dmd2",
         {
             "steps": (4,),
-            "slots": (6, 3, 3, 4),
+            "slots": (2, 1, 1, 1),
             "critic_steps": 2,
             "gan_weight": 0.01,
             "gan_critic_weight": 0.01,
@@ -25,8 +25,8 @@ def get_config():
             "warm_start": 700,
             "warm_start_weights": (2.0, 1.0, 1.0, 1.0),
         },
-        cycles=1200,
-        batch_size=128,
+        cycles=1000,
+        batch_size=130,
         student={
             "optimizer": "adamw",
             "lr": 1e-3,
@@ -34,7 +34,7 @@ def get_config():
                 "name": "warmup_cosine",
                 "warmup": 50,
                 "restart": 700,
-                "restart_factor": 0.2,
+                "restart_factor": 0.15,
             },
             "clip": 1.0,
             "ema": 0.99,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from distilljax.corrections import Correction, correct, toward
 from distilljax.flow_maps import AffineFlowMap, FlowMap
 from distilljax.paths import Time, expand
+from distilljax.predictions import VELOCITY, convert
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -52,9 +53,12 @@ def finite_difference(step: float = 1e-3) -> Derivative:
 
 
 def _times(x: Array, *times: Time) -> tuple[Array, ...]:
-    """Times of one shape [B] or more, so that the tangents have a place to live."""
+    """Times of one shape [B] or more, aligned from the left, so that tangents fit."""
     arrays = [jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32)) for t in times]
-    shape = jnp.broadcast_shapes(x.shape[:1], *(a.shape for a in arrays))
+    ndim = max(1, *(a.ndim for a in arrays))
+    arrays = [a.reshape(a.shape + (1,) * (ndim - a.ndim)) for a in arrays]
+    batch = x.shape[:1] + (1,) * (ndim - 1)
+    shape = jnp.broadcast_shapes(batch, *(a.shape for a in arrays))
     return tuple(jnp.broadcast_to(a, shape) for a in arrays)
 
 
@@ -70,9 +74,10 @@ def eulerian(
 ) -> Correction:
     """Continuous consistency: ``df/dt`` along ``v`` vanishes at the exact map.
 
-    With ``f = a x + b F``,
+    With ``f = a x + b F`` and ``F_v`` the output whose velocity is ``v`` (``v`` itself
+    for a velocity output),
 
-        df/dt = (-b')(v - F) + warmup [ a' x + (a + b') v + b dF/dt ],
+        df/dt = (-b')(F_v - F) + warmup [ a' x + b' F_v + a v + b dF/dt ],
 
     primes for the partial derivative in ``t``, and the direction on ``F`` is
     ``+ tangent_scale * df/dt``. On the linear path it is ``v + (s - t) dF/dt - F``
@@ -118,8 +123,9 @@ def eulerian(
         ((factor * v).astype(x_t.dtype), factor.reshape(t.shape)),
     )
     carried = sg(carried)
-    anchor = -scale * db * (v - sg(output))
-    rest = scale * (da * x_t + (a + db) * v) + carried
+    wanted = convert(flow_map.path, v, x_t, t, VELOCITY, flow_map.kind)
+    anchor = -scale * db * (wanted - sg(output))
+    rest = scale * (da * x_t + db * wanted + a * v) + carried
     direction = anchor + expand(warmup, x_t) * rest
     return correct(output, direction, jnp.ones(t.shape, jnp.float32))
 

@@ -236,7 +236,8 @@ print(json.dumps(out))
 def sharded():
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} "
+        "--xla_force_host_platform_device_count=8",
         # Fewer threads than devices can deadlock collectives on the CPU.
         "PJRT_NPROC": "32",
         "JAX_PLATFORMS": "cpu",

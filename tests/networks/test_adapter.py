@@ -69,6 +69,13 @@ class WrongSignature(nnx.Module):
         return self.linear(x)
 
 
+class NoCall(nnx.Module):
+    """Cannot be called."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(2, 2, rngs=rngs)
+
+
 class Linen(linen.Module):
     """The linen form of `Plain`, with one layer."""
 
@@ -216,7 +223,8 @@ def test_refuses_parameters_that_do_not_fit():
         (Plain, {"capabilities": frozenset({"dropout"})}, r"cond, rng=\)"),
         (Plain, {"capabilities": frozenset({"tap"})}, r"unknown capability 'tap'"),
         (Codes, {"time_code": "gaps"}, r"unknown time_code 'gaps'. Did you mean 'gap'"),
-        (lambda rngs: X, {"name": "n"}, r"must return an nnx.Module, got ArrayImpl"),
+        (lambda rngs: X, {"name": "n"}, r"must return an nnx.Module.*got ArrayImpl"),
+        (NoCall, {}, r"with a __call__, got NoCall"),
         (3, {}, r"a linen module, got int"),
     ],
 )

@@ -19,7 +19,7 @@ from distilljax.training import (
 from distilljax.training.config import TrainConfig
 from distilljax.training.feed import place
 from tests.training import small
-from tests.training.test_cycle import NETWORKS, collecting
+from tests.training.test_cycle import NETWORKS
 from tests.training.test_state import TEACHER
 
 SIZE = 1024
@@ -79,10 +79,8 @@ def resumed():
 if __name__ == "__main__":
     accumulate = {"fake": {"accumulate": 4}, "student": {"accumulate": 2}}
     results = {
-        "data": compare(small.regression()),
         "data_free": compare(small.critic_and_student(2)),
         "accumulated": compare(small.critic_and_student(2), **accumulate),
-        "collected": compare(collecting(2, 2)),
         "resumed": resumed(),
     }
     json.dump(results, sys.stdout)

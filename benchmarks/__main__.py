@@ -1,0 +1,32 @@
+"""All benchmarks, one table.
+
+    python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
+"""
+
+import sys
+
+from benchmarks import (
+    dmd2_cycle,
+    import_time,
+    input_pipeline,
+    measure,
+    sampling,
+    scm_jvp,
+    trainer_step,
+)
+from benchmarks.measure import Result, Scale
+
+ALL = (trainer_step, input_pipeline, dmd2_cycle, sampling, scm_jvp, import_time)
+
+
+def run(scale: Scale) -> list[Result]:
+    """The results of all files."""
+    results = []
+    for module in ALL:
+        print(f"{module.__name__.partition('.')[2]} ...", file=sys.stderr, flush=True)
+        results += module.run(scale)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(measure.main(run, "all", __doc__))

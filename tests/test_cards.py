@@ -1,0 +1,169 @@
+"""Experiment cards: every file of configs/ expands, and says what it costs."""
+
+import ast
+import copy
+import pathlib
+import re
+
+import pytest
+
+from distilljax import cards
+from distilljax.times import EvenGrid, LogNormal, Ramp
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / "configs").rglob("*.py"))
+IDS = [str(path.relative_to(ROOT)) for path in FILES]
+
+
+def small(method="scm", options=None, **changes):
+    """A card whose networks and data are tiny."""
+    values = {
+        "source": {"name": "mixture", "size": 64},
+        "networks": {"backbone": {"name": "mlp", "width": 8, "hidden": 8, "blocks": 1}},
+        "cycles": 3,
+        "batch_size": 8,
+        **changes,
+    }
+    plain = {"learned_weight": False} if method == "scm" else {}
+    return cards.card(method, plain if options is None else options, **values)
+
+
+def test_there_are_cards():
+    assert len(FILES) >= 5
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_every_card_expands(path):
+    config = cards.load(path)
+    found = cards.expand(config)
+    assert found.method.name == config.method.name
+    assert set(found.train.roles) == set(found.method.trained)
+    for role in found.method.roles.values():
+        assert role.network in found.networks
+    # Plain values: the record of a run holds them as JSON and reads them back.
+    again = cards.expand(found.config)
+    assert again.train == found.train
+    assert again.source == found.source
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_every_card_says_command_hardware_cost_and_result(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text is not None
+    command = re.search(r"distilljax train --config=(\S+)(.*)", text)
+    assert command is not None
+    assert ROOT / command.group(1) == path
+    for word in ("Hardware: ", "Cost: ", "Expected: ", "Reproduces: "):
+        assert word in text, word
+    teacher = "teacher" in cards.expand(cards.load(path)).method.roles
+    assert ("--teacher=" in command.group(2)) == teacher
+
+
+def test_a_card_holds_every_default_that_text_can_say():
+    config = small(student={"lr": 3e-4})
+    assert config.student.lr == 3e-4
+    assert config.student.optimizer == "adam"
+    assert config.method.warmup == repr(Ramp(10_000))
+    assert config.method.law == repr(LogNormal(-1.0, 1.4))
+    assert config.networks.backbone.width == 8
+    assert config.networks.backbone.embedding == 128
+    assert config.networks.backbone.name == "mlp"
+    assert config.source.components == 8
+    with pytest.raises(AttributeError, match="lrr.* does not exist"):
+        config.student.lrr = 1.0
+
+
+def test_overrides_reach_the_objects():
+    config = small()
+    config.student.lr = 0.5
+    config.method.warmup = "Ramp(7)"
+    config.method.sampling_grid = "EvenGrid(0.9)"
+    config.networks.backbone.width = 16
+    config.source.components = 3
+    found = cards.expand(config)
+    assert found.train.role("student").lr == 0.5
+    assert found.method.sampling.grid == EvenGrid(0.9)
+    assert found.source.num_classes == 3
+    assert found.networks["backbone"].num_classes == 3
+
+
+def test_networks_take_shape_and_classes_from_the_source():
+    found = cards.expand(
+        small(
+            "dmd2",
+            {"gan_weight": 0.1},
+            networks={
+                "backbone": {"name": "mlp", "width": 8, "hidden": 8, "blocks": 2},
+                "discriminator": {"name": "head"},
+            },
+        )
+    )
+    assert found.networks["backbone"].num_classes == 8
+    assert set(found.method.trained) == {"student", "fake_score", "discriminator"}
+
+
+CHANGES = [
+    ({"method": {"name": "scmm"}}, r"unknown method 'scmm'.*Did you mean 'scm'"),
+    ({"method": {"guidence": 2.0}}, "option of method 'scm' 'guidence'.*'guidance'"),
+    ({"source": {"name": "digts"}}, "unknown source 'digts'.*Known: digits, mixture"),
+    ({"source": {"sizes": 3}}, "argument of source 'mixture' 'sizes'.*'size'"),
+    ({"networks": {"backbone": {"name": "mpl"}}}, "unknown network 'mpl'.*'mlp'"),
+    ({"networks": {"backbone": {"widht": 3}}}, "network 'mlp' 'widht'.*'width'"),
+    ({"student": {"lrr": 1.0}}, "config key in 'student' 'lrr'.*'lr'"),
+    ({"cycle": 3}, "config key or role 'cycle'.*'cycles'"),
+    ({"studnet": {"lr": 1.0}}, "config key or role 'studnet'.*'student'"),
+    ({"fake_score": {"lr": 1.0}}, "card sets role 'fake_score'.*does not have"),
+    ({"method": {"law": "LogNormall(1)"}}, "Did you mean 'LogNormal'"),
+    ({"cycles": 0}, "cycles must be at least 1, got 0"),
+]
+
+
+def merged(plain, change):
+    for key, value in change.items():
+        if isinstance(value, dict) and key in plain:
+            merged(plain[key], value)
+        else:
+            plain[key] = value
+    return plain
+
+
+@pytest.mark.parametrize(("change", "message"), CHANGES)
+def test_what_does_not_exist_is_refused_with_near_names(change, message):
+    plain = copy.deepcopy(small().to_dict())
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        cards.expand(merged(plain, change))
+
+
+def test_a_section_of_a_role_that_an_option_took_out_may_stay():
+    config = small(
+        "dmd2",
+        {},
+        networks={
+            "backbone": {"name": "mlp", "width": 8, "hidden": 8, "blocks": 1},
+            "discriminator": {"name": "head"},
+        },
+    )
+    assert "discriminator" in config
+    config.method.gan_weight = 0.0
+    found = cards.expand(config)
+    assert "discriminator" not in found.method.roles
+    assert "discriminator" not in found.train.roles
+
+
+@pytest.mark.parametrize("key", ["method", "source", "networks"])
+def test_a_card_without_a_section_is_refused(key):
+    plain = small().to_dict()
+    del plain[key]
+    with pytest.raises(ValueError, match=f"a card needs '{key}'"):
+        cards.expand(plain)
+
+
+def test_files_that_are_no_cards_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="Did you mean 'scm.py'"):
+        cards.load(ROOT / "configs" / "digits" / "scmm.py")
+    with pytest.raises(ValueError, match="there is no such file"):
+        cards.load(tmp_path / "none.py")
+    path = tmp_path / "empty.py"
+    path.write_text("x = 1\n")
+    with pytest.raises(ValueError, match="defines no get_config"):
+        cards.load(path)

@@ -1,0 +1,185 @@
+"""The command line: a tiny card trained, sampled, and every wrong word answered."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distilljax import __version__, cli
+from distilljax.methods import CATALOGUE
+
+CARD = """
+from distilljax import cards
+
+
+def get_config():
+    return cards.card(
+        "{method}",
+        {options},
+        source={{"name": "mixture", "size": 64, "components": 3}},
+        networks={{
+            "backbone": {{"name": "mlp", "width": 8, "hidden": 8, "blocks": 1}}
+        }},
+        cycles=50,
+        batch_size=8,
+    )
+"""
+
+
+def run(*arguments):
+    return cli.main([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Two cards, and a teacher trained from the first."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "teacher.py").write_text(
+        CARD.format(method="flow_matching", options="{}")
+    )
+    (folder / "student.py").write_text(
+        CARD.format(method="scm", options='{"learned_weight": False}')
+    )
+    config = f"--config={folder / 'teacher.py'}"
+    assert run("train", config, "--config.cycles=2", f"--out={folder / 'one'}") == 0
+    return folder
+
+
+def test_train_then_sample_then_distil_then_sample(place, capsys):
+    config = f"--config={place / 'student.py'}"
+    options = [f"--teacher={place / 'one'}", f"--out={place / 'two'}"]
+    values = ["--config.cycles=2", "--config.student.lr=3e-4"]
+    assert run("train", config, *options, *values) == 0
+    shown = capsys.readouterr().out
+    assert f"scm: 2 cycles in {place / 'two'}" in shown
+    assert run("sample", f"--run={place / 'two'}", "--steps=2", "--labels=0,1,2,2") == 0
+    out = place / "two" / "samples" / "steps2_seed0.npz"
+    assert f"4 samples in {out}" in capsys.readouterr().out
+    with np.load(out) as found:
+        assert found["x"].shape == (4, 2)
+        np.testing.assert_array_equal(found["label"], [0, 1, 2, 2])
+    # A second call continues a finished run: nothing to do; --fresh trains again.
+    before = (place / "two" / "params" / "student.npz").read_bytes()
+    assert run("train", config, *options, *values) == 0
+    assert (place / "two" / "params" / "student.npz").read_bytes() == before
+    assert run("train", config, *options, *values, "--config.batch_size=4") == 2
+    assert "batch_size: 8 -> 4" in capsys.readouterr().err
+    values[-1] = "--config.student.lr=0.5"
+    assert run("train", config, *options, *values, "--fresh") == 0
+    assert (place / "two" / "params" / "student.npz").read_bytes() != before
+
+
+def test_methods_lists_the_catalogue(capsys):
+    assert run("methods") == 0
+    shown = capsys.readouterr().out
+    for name, entry in CATALOGUE.items():
+        assert f"{name}  ({entry.family})" in shown
+        assert str(entry.cite) in shown
+    assert "networks need: jvp, second_time" in shown
+    assert "batch: conditions only" in shown
+
+
+def test_without_a_command_the_commands_are_shown(capsys):
+    assert run() == 0
+    shown = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert command in shown
+
+
+def wrong(*arguments):
+    try:
+        return run(*arguments)
+    except SystemExit as error:
+        return error.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "unknown command 'trian'. Did you mean 'train'"),
+        (["--vresion"], "Did you mean '--version'"),
+        (["methods", "--all"], "unknown argument '--all'"),
+        (["sample", "--run=x", "--stepz=2"], "'--stepz'. Did you mean '--steps'"),
+        (["sample"], "required: --run"),
+        (["sample", "--run=x", "--steps=two"], "invalid int value: 'two'"),
+        (["train"], "required: --config"),
+        (["train", "--config={card}", "--tescher=x"], "Did you mean '--teacher'"),
+        (["train", "--config={card}", "--config.cycle=3"], "Did you mean 'cycles'"),
+        (["train", "--config={card}", "--config.student.lrr=3"], "'student.lr'"),
+        (["train", "--config={card}", "--config.cycles=abc"], "does not fit the card"),
+        (
+            ["train", "--config={card}", "--config.cycles=0"],
+            "cycles must be at least 1",
+        ),
+        (["train", "--config={card}", "--config.cycles"], "--config.key=value"),
+        (["train", "--config={card}", "--config.method.name=scmm"], "mean 'scm'"),
+        (["train", "--config={card}", "--config.method.law=Unifrm()"], "'Uniform'"),
+        (["train", "--config={card}", "--config.student.optimizer=adm"], "'adam'"),
+        (["train", "--config={card}x"], "Did you mean 'student.py'"),
+        (["train", "--config={card}"], "starts from a teacher: pass --teacher=FOLDER"),
+        (["train", "--config={card}", "--teacher={folder}/none"], "none holds no run"),
+        (["sample", "--run={folder}/none"], "none holds no run"),
+        (["sample", "--run={folder}/one", "--steps=0"], "steps must be at least 1"),
+        (["sample", "--run={folder}/one", "--labels=0,7"], "0 .. 2, got 0 .. 7"),
+        (["sample", "--run={folder}/one", "--labels=0,a"], "integers joined by commas"),
+        (["sample", "--run={folder}/one", "--count=0"], "at least 1"),
+        (["report", "--out={folder}/none"], "holds no quick start"),
+        (["quickstart", "--out={folder}"], "not empty and holds no quick start"),
+        (["quickstart", "--fresh", "--out={folder}"], "holds no quick start"),
+    ],
+)
+def test_wrong_words_end_with_2_and_say_what_there_is(
+    place, capsys, arguments, message
+):
+    names = {"card": place / "student.py", "folder": place}
+    before = sorted(p.name for p in place.iterdir())
+    assert wrong(*(a.format(**names) for a in arguments)) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(p.name for p in place.iterdir()) == before
+
+
+def test_an_unfinished_run_is_no_teacher(place, capsys):
+    folder = place / "unfinished"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((place / "one" / "config.json").read_bytes())
+    try:
+        assert run("sample", f"--run={folder}") == 2
+        assert "train that run to its end first" in capsys.readouterr().err
+        card = f"--config={place / 'student.py'}"
+        assert run("train", card, f"--teacher={folder}", f"--out={place / 'x'}") == 2
+        assert "train that run to its end first" in capsys.readouterr().err
+    finally:
+        (folder / "config.json").unlink()
+        folder.rmdir()
+
+
+def test_fresh_leaves_other_folders_alone(place, capsys):
+    folder = place / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("words")
+    card = f"--config={place / 'teacher.py'}"
+    assert run("train", card, "--fresh", f"--out={folder}") == 2
+    assert "holds no run, so --fresh leaves it alone" in capsys.readouterr().err
+    assert (folder / "thesis.txt").read_text() == "words"
+    (folder / "thesis.txt").unlink()
+    folder.rmdir()
+
+
+def test_the_module_is_the_program():
+    root = pathlib.Path(__file__).parent.parent
+    for arguments, code, text in (
+        (["--version"], 0, __version__),
+        (["trian"], 2, "Did you mean 'train'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "distilljax", *arguments],
+            env={**os.environ, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == code
+        assert text in done.stdout + done.stderr

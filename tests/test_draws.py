@@ -1,0 +1,175 @@
+"""Rollouts meet the student's sampler, trajectories the teacher's flow map."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import oracles, paths, sampling
+from distilljax.binding import Bound, Nets, Network
+from distilljax.context import Context
+from distilljax.draws import Renoise, Rollout, TeacherTrajectory
+from distilljax.solvers import Euler
+from distilljax.times import EvenGrid, Point, TableGrid
+from tests import exact
+
+LINEAR = paths.linear()
+GRID = TableGrid(((1.0,), (1.0, 0.6), (1.0, 0.8, 0.3)))
+
+
+def affine(path=LINEAR) -> Network:
+    """Student ``D = gain x + rise t + 0.3 label``: its samples stay Gaussian."""
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        moved = params["gain"] * x + (params["rise"] * t)[:, None]
+        return moved if cond is None else moved + 0.3 * cond[:, None]
+
+    def init(key):
+        return {"gain": jnp.asarray(0.5), "rise": jnp.asarray(0.4)}
+
+    return Network("affine", apply, init, path, "x0")
+
+
+def context(batch_size=8, seed=0, data=None, **networks):
+    networks = networks or {"student": affine()}
+    return Context(
+        nets=Nets({k: Bound(k, n, n.init(seed)) for k, n in networks.items()}),
+        data=data or {},
+        step=jnp.asarray(0),
+        repeat=jnp.asarray(0),
+        memory={},
+        root=jax.random.key(seed),
+        batch_size=batch_size,
+        sample_shape=(1,),
+    ).of("x")
+
+
+def sampled(times, cond, key):
+    """The student's own sampler through some first steps of a grid."""
+    net = affine()
+    f = Bound("student", net, net.init(0)).flow_map(cond)
+    keys = jax.random.split(key)
+    x = LINEAR.start(jax.random.normal(keys[0], (len(cond), 1)), t=times[0])
+    return sampling.sample(
+        f, x, (*times, 0.0), renoise=sampling.Consistency(), key=keys[1]
+    )
+
+
+def test_slots_meet_the_sampler_in_every_case():
+    """Mean and spread of every case and label, against the sampler's."""
+    slots, size = (1, 2, 3, 0, 1, 1), 8 * 4000
+    cond = jnp.tile(jnp.arange(2), size // 2)
+    # In order, labels would be tied to the cases.
+    cond = jax.random.permutation(jax.random.key(9), cond)
+    ctx = context(size, data={"cond": cond})
+    x = np.asarray(Rollout((1, 2, 3), GRID, slots=slots)(ctx)).reshape(-1, 8)
+    labels = np.asarray(cond).reshape(-1, 8)
+    rows = [GRID(n, LINEAR)[: k + 1] for n in (1, 2, 3) for k in range(n)]
+    cases = [row for row, count in zip(rows, slots) for _ in range(count)]
+    cases.sort(key=len)
+    for column, times in enumerate(cases):
+        wanted = np.asarray(sampled(times, cond, jax.random.key(column + 1)))[:, 0]
+        for label in (0, 1):
+            found = x[labels[:, column] == label, column]
+            other = wanted[np.asarray(cond) == label]
+            error = 5 * other.std() / np.sqrt(len(found))
+            assert abs(found.mean() - other.mean()) < 1.3 * error, (times, label)
+            assert abs(found.std() - other.std()) < error, (times, label)
+
+
+def test_one_case_a_batch_meets_the_sampler_in_every_case():
+    draw = jax.jit(lambda seed: Rollout((2,), GRID)(context(4000, seed)))
+    cond = jnp.zeros(4000)
+    for seed in range(4):
+        x = draw(seed)
+        k = int(context(1, seed).choice("case", 2))
+        wanted = sampled(GRID(2, LINEAR)[: k + 1], cond, jax.random.key(50))
+        assert abs(float(x.mean() - wanted.mean())) < 0.06
+        assert abs(float(x.std() - wanted.std())) < 0.05
+
+
+def test_without_slots_a_batch_holds_one_case():
+    """The student tells its time of evaluation: the exit step's."""
+    clock = dataclasses.replace(affine(), init=lambda key: {"gain": 0.0, "rise": 1.0})
+    draw = jax.jit(lambda seed: Rollout((1, 3), GRID)(context(4, seed, student=clock)))
+    rows = np.stack([np.asarray(draw(seed))[:, 0] for seed in range(200)])
+    np.testing.assert_allclose(rows, rows[:, :1].repeat(4, 1), atol=1e-6)
+    counts = {t: int(np.isclose(rows[:, 0], t).sum()) for t in (1.0, 0.8, 0.3)}
+    assert sum(counts.values()) == 200
+    # Cases (1, 0), (3, 0), (3, 1), (3, 2), each with probability 1/4.
+    assert abs(counts[1.0] - 100) < 36
+    assert abs(counts[0.8] - 50) < 31
+    assert abs(counts[0.3] - 50) < 31
+
+
+@pytest.mark.parametrize("slots", [(0, 0, 1), None])
+def test_the_gradient_goes_through_the_exit_step_alone(slots):
+    def apply(params, x, t, cond=None, s=None, **options):
+        return jnp.where(t[:, None] > 0.5, params["early"], params["late"]) * x
+
+    net = Network("split", apply, lambda key: {}, LINEAR, "x0")
+
+    def total(params, seed):
+        ctx = context(8, seed)
+        nets = Nets({"student": Bound("student", net, params)})
+        ctx = dataclasses.replace(ctx, nets=nets, used=set())
+        return jnp.sum(Rollout((3,), GRID, slots=slots)(ctx))
+
+    params = {"early": jnp.asarray(0.9), "late": jnp.asarray(0.8)}
+    grad = jax.jit(jax.grad(total))
+    exits = set()
+    for seed in range(1 if slots else 8):
+        found = grad(params, seed)
+        live = [name for name, g in found.items() if float(g) != 0.0]
+        assert len(live) == 1
+        exits |= set(live)
+    assert exits == ({"late"} if slots else {"early", "late"})
+
+
+def test_slots_must_fit_steps_and_batch():
+    with pytest.raises(ValueError, match="slots must be 3 integers"):
+        Rollout((1, 2), slots=(1, 1))
+    with pytest.raises(ValueError, match="batch 8 must be a multiple .* = 3"):
+        Rollout((1, 2), GRID, slots=(1, 1, 1))(context(8))
+
+
+def test_renoise_shares_one_point():
+    x0 = jnp.full((8, 1), 2.0)
+    found = Renoise(Point(0.25))(context(8, data={"x0": x0}))
+    np.testing.assert_allclose(found["t"], 0.25)
+    np.testing.assert_allclose(found["x_t"], 0.75 * x0 + 0.25 * found["eps"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("path", [LINEAR, paths.trigflow()])
+def test_states_lie_on_the_teachers_trajectory(path):
+    oracle = exact.gaussian()
+    nets = {
+        "student": oracles.network(oracle, path),
+        "teacher": oracles.network(oracle, LINEAR),
+    }
+    ctx = dataclasses.replace(context(8, **nets), sample_shape=(2,))
+    found = TeacherTrajectory(3, 32, path=path)(ctx)
+    times = EvenGrid()(3, path)
+    assert found["times"] == times[:-1]
+    phi = oracle.flow_map(path)
+    start = found["states"][0]
+    for state, t in zip(found["states"], times):
+        np.testing.assert_allclose(state, phi(start, times[0], t), atol=1e-3)
+    np.testing.assert_allclose(found["end"], phi(start, times[0], 0.0), atol=1e-3)
+    rough = TeacherTrajectory(3, 1, solver=Euler(), path=path)(
+        dataclasses.replace(ctx, used=set())
+    )
+    np.testing.assert_array_equal(rough["states"][0], start)
+    assert float(jnp.abs(rough["end"] - found["end"]).max()) > 1e-2
+
+
+def test_trajectories_carry_no_gradient():
+    def end(scale):
+        oracle = oracles.Gaussian(scale, jnp.asarray(0.5))
+        net = oracles.network(oracle, LINEAR)
+        found = TeacherTrajectory(2, 1)(context(4, student=net, teacher=net))
+        return jnp.sum(found["end"]) + jnp.sum(found["states"])
+
+    assert float(jax.grad(end)(jnp.asarray(1.0))) == 0.0

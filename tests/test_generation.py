@@ -1,0 +1,209 @@
+"""Batch generation: noise by index, equal batches, resuming, evaluations spent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import generation, solvers
+from distilljax.binding import Bound, Network
+from distilljax.generation import (
+    check_labels,
+    generate,
+    initial_noise,
+    student_sampler,
+    teacher_sampler,
+)
+from distilljax.methods import flow_matching, mean_flow, scm
+from distilljax.times import TableGrid
+from distilljax.training.cost import matmul_flops
+from tests import toy
+
+NET = toy.mlp((2,), second_time=True, num_classes=3)
+PARAMS = NET.init(jax.random.key(0))
+
+
+def echo(params, eps, cond, key):
+    """The noise, moved by the label."""
+    return eps if cond is None else eps + 100.0 * cond[:, None]
+
+
+def noisy(params, eps, cond, key):
+    return eps + jax.random.normal(key, eps.shape)
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    whole = initial_noise(3, 0, 10, (2,))
+    np.testing.assert_array_equal(whole[4:7], initial_noise(3, 4, 3, (2,)))
+    assert not np.allclose(whole, initial_noise(4, 0, 10, (2,)))
+    assert len(np.unique(np.asarray(whole))) == 20
+
+
+def test_samples_do_not_depend_on_the_batch_size():
+    labels = np.arange(10) % 3
+    found = [
+        generate(echo, None, sample_shape=(2,), labels=labels, batch_size=b)
+        for b in (3, 4, 10, 512)
+    ]
+    wanted = np.asarray(initial_noise(0, 0, 10, (2,))) + 100.0 * labels[:, None]
+    for x in found:
+        assert x.dtype == np.float32
+        np.testing.assert_allclose(x, wanted, rtol=1e-6)
+
+
+def test_count_stands_for_labels():
+    assert generate(echo, None, sample_shape=(2, 2), count=5).shape == (5, 2, 2)
+    with pytest.raises(ValueError, match="count 4 and 3 labels disagree"):
+        generate(echo, None, sample_shape=(2,), count=4, labels=[0, 1, 2])
+
+
+class Cut(Exception):
+    """Stands for whatever ends a process."""
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Ends a call after some saved batches."""
+
+    def after(batches):
+        saved = generation._Store.save
+
+        def save(self, start, x):
+            nonlocal batches
+            if not batches:
+                raise Cut
+            batches -= 1
+            saved(self, start, x)
+
+        monkeypatch.setattr(generation._Store, "save", save)
+
+    yield after
+    monkeypatch.undo()
+
+
+def test_an_interrupted_call_continues_as_if_unbroken(tmp_path, cut, monkeypatch):
+    options = {"sample_shape": (2,), "labels": np.arange(11) % 3, "batch_size": 3}
+    whole = generate(noisy, None, **options)
+    cut(2)
+    with pytest.raises(Cut):
+        generate(noisy, None, **options, resume=tmp_path / "parts")
+    monkeypatch.undo()
+    kept = sorted(p.name for p in (tmp_path / "parts").glob("*.npy"))
+    assert kept == ["batch_00000000.npy", "batch_00000003.npy"]
+
+    def forbidden(seed, start, count, shape):
+        assert start >= 6, "a finished batch was drawn again"
+        return initial_noise(seed, start, count, shape)
+
+    monkeypatch.setattr(generation, "initial_noise", forbidden)
+    found = generate(noisy, None, **options, resume=tmp_path / "parts")
+    np.testing.assert_array_equal(found, whole)
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"batch_size": 2}, {"tag": "other"}, {"labels": [0, 1, 2, 1]}],
+)
+def test_a_folder_of_another_call_is_refused(tmp_path, cut, monkeypatch, change):
+    options = {"sample_shape": (2,), "labels": [0, 1, 2, 0], "batch_size": 3}
+    cut(1)
+    with pytest.raises(Cut):
+        generate(echo, None, **options, resume=tmp_path)
+    monkeypatch.undo()
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="batches of another call.*remove it or"):
+        generate(echo, None, **{**options, **change}, resume=tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 3], r"labels must lie in 0 \.\. 2, got 0 \.\. 3"),
+        ([-1, 0], r"labels must lie in 0 \.\. 2, got -1 \.\. 0"),
+        ([0.0, 1.0], "list of integers, got shape .2,. and type float64"),
+        ([[0, 1]], r"got shape \(1, 2\)"),
+        ([], r"non-empty list of integers, got shape \(0,\)"),
+    ],
+)
+def test_labels_are_checked(labels, message):
+    with pytest.raises(ValueError, match=message):
+        generate(echo, None, sample_shape=(2,), labels=labels, num_classes=3)
+
+
+def test_labels_without_a_range_are_kept():
+    np.testing.assert_array_equal(check_labels([7, 900], None), [7, 900])
+
+
+@pytest.mark.parametrize("count", [None, 0, -2])
+def test_no_samples_are_refused(count):
+    with pytest.raises(ValueError, match=f"count must be at least 1.*got {count}"):
+        generate(echo, None, sample_shape=(2,), count=count)
+
+
+def test_empty_batches_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        generate(echo, None, sample_shape=(2,), count=2, batch_size=0)
+
+
+def evaluations(sampler, second_time=False):
+    """Matrix products of a sampler in forward passes of the network."""
+    eps, cond, t = jnp.zeros((4, 2)), jnp.zeros(4, jnp.int32), jnp.zeros(4)
+    s = t if second_time else None
+    one = matmul_flops(NET.apply, PARAMS, eps, t, cond, s)
+    return matmul_flops(sampler, PARAMS, eps, cond, jax.random.key(0)) / one
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7])
+@pytest.mark.parametrize("make", [scm, mean_flow, flow_matching])
+def test_one_student_serves_any_number_of_steps(make, steps):
+    method = make()
+    sampler = student_sampler(method, NET, steps)
+    assert evaluations(sampler, method.sampling.two_time) == steps
+    labels = np.arange(6) % 3
+    x = generate(sampler, PARAMS, sample_shape=(2,), labels=labels)
+    assert np.isfinite(x).all()
+
+
+def test_the_sampler_follows_grid_and_rule_of_the_method():
+    """One jump by hand, and two of them with a grid of one's own."""
+    method = mean_flow()
+    f = Bound("student", NET, PARAMS).flow_map(jnp.asarray([1, 2]), two_time=True)
+    eps = initial_noise(0, 0, 2, (2,))
+    run = {"sample_shape": (2,), "labels": [1, 2]}
+    x = generate(student_sampler(method, NET, 1), PARAMS, **run)
+    np.testing.assert_allclose(x, f(eps, 1.0, 0.0), rtol=2e-5, atol=1e-6)
+    grid = TableGrid(((1.0, 0.3),))
+    x = generate(student_sampler(method, NET, 2, grid=grid), PARAMS, **run)
+    wanted = f(f(eps, 1.0, 0.3), 0.3, 0.0)
+    np.testing.assert_allclose(x, wanted, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe"),
+    [(solvers.Heun(), 50), (solvers.Euler(), 7), (solvers.DPMSolverPP2M(), 5)],
+)
+def test_a_teacher_spends_its_evaluations(solver, nfe):
+    assert evaluations(teacher_sampler(NET, nfe, solver=solver)) == nfe
+    guided = teacher_sampler(NET, nfe, solver=solver, guidance=2.0)
+    assert evaluations(guided) == 2 * nfe
+
+
+@pytest.mark.parametrize("nfe", [0, 1, 7])
+def test_evaluations_that_a_solver_cannot_spend_are_refused(nfe):
+    with pytest.raises(ValueError, match=f"nfe {nfe} cannot be spent by Heun: 2"):
+        teacher_sampler(NET, nfe)
+
+
+def test_networks_without_a_path_and_steps_below_one_are_refused():
+    bare = Network("bare", NET.apply, NET.init)
+    with pytest.raises(ValueError, match="'bare' does not say its path"):
+        teacher_sampler(bare)
+    with pytest.raises(ValueError, match="'bare' does not say its path"):
+        student_sampler(mean_flow(), bare, 1)
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        student_sampler(mean_flow(), NET, 0)
+    grid = TableGrid(((0.3, 1.0),))
+    with pytest.raises(ValueError, match="decrease strictly from noise to data"):
+        student_sampler(mean_flow(), NET, 2, grid=grid)

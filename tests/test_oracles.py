@@ -1,0 +1,231 @@
+"""Exact teachers against each other, their densities and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import oracles, paths
+from distilljax.binding import Bound
+from distilljax.oracles import Gaussian, GaussianMixture, network, prediction, ring
+from distilljax.predictions import KINDS
+from tests.exact import PATHS, allclose, gaussian, inner_times, normal
+
+pytestmark = pytest.mark.usefixtures("x64")
+NAMES = ("linear_half", "vp", "edm", "trigflow_half")
+
+
+def mixture():
+    return GaussianMixture(
+        jnp.array([0.2, 0.5, 0.3]),
+        jnp.array([[1.0, 0.0], [-0.5, 0.8], [0.0, -1.0]]),
+        jnp.array([0.2, 0.3, 0.1]),
+    )
+
+
+@pytest.fixture(params=NAMES)
+def path(request):
+    return PATHS[request.param]
+
+
+@pytest.fixture(params=[gaussian, mixture], ids=["gaussian", "mixture"])
+def oracle(request):
+    return request.param()
+
+
+def states(oracle, path):
+    t = inner_times(path, 6)
+    x0 = oracle.sample(jax.random.key(0), 6)
+    return path.noise(x0, normal(1, 6, 2), t), t
+
+
+def test_the_score_is_the_slope_of_the_log_density(oracle, path):
+    x, t = states(oracle, path)
+    slope = jax.jit(jax.grad(lambda x: oracle.log_density(x, path, t).sum()))(x)
+    allclose(jax.jit(oracle.score(path))(x, t), slope, 1e-10)
+
+
+def test_all_predictions_belong_together(oracle, path):
+    x, t = states(oracle, path)
+    te = t[:, None]
+    found = jax.jit(lambda x, t: {k: prediction(oracle, path, k)(x, t) for k in KINDS})
+    found = found(x, t)
+    clean, eps, score = found["x0"], found["eps"], found["score"]
+    allclose(path.noise(clean, eps, t), x, 1e-11)
+    # Tweedie's formula.
+    allclose(clean, (x + path.sigma(te) ** 2 * score) / path.alpha(te), 1e-9)
+    allclose(found["velocity"], path.velocity(clean, eps, t), 1e-10)
+    for kind in KINDS.values():
+        a, b = kind.pair(path, te)
+        allclose(found[kind.name], a * clean + b * eps, 1e-9)
+
+
+def test_fields_are_finite_at_both_ends(oracle, path):
+    x, t = normal(0, 2, 2), jnp.array([0.0, path.t_max])
+    found = jax.jit(lambda x, t: [prediction(oracle, path, k)(x, t) for k in KINDS])
+    assert all(np.all(np.isfinite(out)) for out in found(x, t))
+    allclose(jax.jit(oracle.denoised(path))(x, 0.0), x, 1e-10)
+
+
+def test_the_flow_map_of_a_gaussian_follows_its_velocity(path):
+    oracle = gaussian()
+    f, v = oracle.flow_map(path), oracle.velocity(path)
+    x, t = states(oracle, path)
+    s = 0.7 * t
+    moved, slope = jax.jvp(lambda s: f(x, t, s), (s,), (jnp.ones_like(s),))
+    allclose(slope, v(moved, s), 1e-10)
+    allclose(f(x, t, t), x)
+    allclose(f(f(x, t, s), s, 0.3 * t), f(x, t, 0.3 * t), 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["velocity", "F", "v", "x0"])
+def test_the_affine_output_of_a_gaussian_is_exact(path, kind):
+    oracle = gaussian()
+    f = oracle.affine_map(path, kind)
+    x, t = states(oracle, path)
+    exact, run = jax.jit(oracle.flow_map(path)), jax.jit(f.__call__)
+    for s in (0.0 * t, 0.5 * t, t):
+        allclose(run(x, t, s), exact(x, t, s), 1e-10)
+    allclose(jax.jit(f.output)(x, t, t), prediction(oracle, path, kind)(x, t), 1e-10)
+
+
+def test_the_affine_output_keeps_its_digits_near_the_diagonal():
+    path, oracle = paths.linear(), gaussian()
+    x, t = normal(0, 4, 2), jnp.array([0.9, 0.6, 0.3, 0.1])
+    s = t - 1e-6
+    single = [leaf.astype(jnp.float32) for leaf in (x, t, s)]
+    low = Gaussian(*(leaf.astype(jnp.float32) for leaf in oracle))
+    found = low.affine_map(path).output(*single)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(
+        found, oracle.affine_map(path).output(x, t, s), atol=1e-5
+    )
+
+
+def test_a_point_has_a_straight_flow():
+    oracle = Gaussian(jnp.array([0.5]), jnp.array([0.0]))
+    x, t = normal(0, 4, 1), jnp.array([1.0, 0.7, 0.4, 0.1])
+    allclose(oracle.affine_map(paths.linear())(x, t, 0.0), jnp.full((4, 1), 0.5))
+    allclose(oracle.flow_map(paths.linear())(x, t, 0.0), jnp.full((4, 1), 0.5))
+
+
+def test_one_component_is_a_gaussian(path):
+    single = GaussianMixture(jnp.ones(1), jnp.array([[0.7, -0.3]]), jnp.array([0.4]))
+    wanted = Gaussian(jnp.array([0.7, -0.3]), jnp.array(0.4))
+    x, t = states(single, path)
+    for kind in ("x0", "eps", "velocity"):
+        allclose(
+            prediction(single, path, kind)(x, t), prediction(wanted, path, kind)(x, t)
+        )
+    allclose(single.log_density(x, path, t), wanted.log_density(x, path, t))
+
+
+def test_densities_integrate_to_one():
+    grid = jnp.linspace(-6.0, 6.0, 4001)[:, None]
+    cases = (
+        Gaussian(jnp.array([0.5]), jnp.array([0.3])),
+        GaussianMixture(
+            jnp.array([2.0, 6.0]), jnp.array([[1.0], [-1]]), jnp.ones(2) / 5
+        ),
+    )
+    for oracle in cases:
+        for where in ((), (paths.linear(), 0.4)):
+            mass = jnp.exp(oracle.log_density(grid, *where)).sum() * 12 / 4000
+            assert float(mass) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_marginals_have_the_moments_of_noised_samples(oracle):
+    path, t = paths.vp(), 0.35
+    marginal = oracle.noised(path, t)
+    x, _ = states(oracle, path)
+    allclose(marginal.log_density(x), oracle.log_density(x, path, t), 1e-10)
+    noised = path.noise(
+        oracle.sample(jax.random.key(3), 20_000), normal(4, 20_000, 2), t
+    )
+    drawn = marginal.sample(jax.random.key(5), 20_000)
+    np.testing.assert_allclose(noised.mean(axis=0), drawn.mean(axis=0), atol=0.03)
+    np.testing.assert_allclose(noised.std(axis=0), drawn.std(axis=0), rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
+def test_the_flow_map_of_a_mixture_converges(name):
+    path, oracle = PATHS[name], mixture()
+    t, s = path.time_of_angle(jnp.array([1.2, 0.4]))
+    x = path.noise(oracle.sample(jax.random.key(0), 8), normal(1, 8, 2), t)
+
+    @jax.jit
+    def runs(x):
+        def run(n):
+            return oracle.flow_map(path, steps=n)(x, t, s)
+
+        mid = oracle.flow_map(path, steps=100)(x, t, 0.5 * (t + s))
+        two = oracle.flow_map(path, steps=100)(mid, 0.5 * (t + s), s)
+        return run(25), run(50), run(200), two
+
+    coarse, fine, wanted, two = runs(x)
+    errors = [float(jnp.abs(v - wanted).max()) for v in (coarse, fine)]
+    assert errors[1] < 2e-3
+    assert errors[1] < 0.35 * errors[0]
+    np.testing.assert_allclose(two, wanted, atol=1e-3)
+    assert oracle.flow_map(path).path == path
+
+
+def test_the_flow_map_of_a_mixture_has_the_law_of_the_data():
+    path, oracle = paths.edm(), ring()
+    start = path.start(normal(0, 2000, 2))
+    found = jax.jit(oracle.flow_map(path))(start, path.t_max, 0.0)
+    fresh = oracle.sample(jax.random.key(1), 2000)
+    wanted = float(oracle.log_density(fresh).mean())
+    assert float(oracle.log_density(found).mean()) == pytest.approx(wanted, abs=0.1)
+    np.testing.assert_allclose(found.std(axis=0), fresh.std(axis=0), rtol=0.06)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("name", ["trigflow_half"])
+def test_an_oracle_stands_in_for_a_network(oracle, name, kind):
+    path = PATHS[name]
+    bound = Bound("teacher", network(oracle, path, kind), {})
+    x, t = states(oracle, path)
+    allclose(jax.jit(bound.denoiser())(x, t), oracle.denoised(path)(x, t), 1e-9)
+    assert bound.network.init(jax.random.key(0)) == {}
+
+
+def test_an_oracle_may_be_seen_on_another_path():
+    own, on, oracle = PATHS["vp"], PATHS["trigflow_half"], gaussian()
+    bound = Bound("teacher", network(oracle, own, "eps"), {})
+    x, t = states(oracle, on)
+    allclose(bound.velocity(path=on)(x, t), oracle.velocity(on)(x, t), 1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_two_time_oracle_is_the_exact_student(name):
+    path, oracle = PATHS[name], gaussian()
+    bound = Bound("student", network(oracle, path, "F", two_time=True), {})
+    x, t = states(oracle, path)
+    wanted = oracle.flow_map(path)(x, t, 0.4 * t)
+    allclose(bound.flow_map()(x, t, 0.4 * t), wanted, 1e-9)
+    allclose(bound.denoiser()(x, t), oracle.denoised(path)(x, t), 1e-9)
+    with pytest.raises(ValueError, match="two_time needs a Gaussian"):
+        network(mixture(), path, two_time=True)
+
+
+def test_a_ring():
+    oracle = ring(5, radius=2.0, std=0.1)
+    allclose(jnp.linalg.norm(oracle.means, axis=1), jnp.full(5, 2.0))
+    x = oracle.sample(jax.random.key(0), 5000)
+    assert float(jnp.linalg.norm(x, axis=1).mean()) == pytest.approx(2.0, abs=0.01)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        ring(0)
+
+
+def test_oracles_compute_in_the_type_of_the_state(oracle):
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), oracle)
+    x = normal(0, 3, 2).astype(jnp.float32)
+    for kind in KINDS:
+        out = jax.eval_shape(
+            lambda x, k=kind: prediction(single, paths.vp(), k)(x, 0.5), x
+        )
+        assert out.dtype == jnp.float32
+    assert jax.eval_shape(single.log_density, x).dtype == jnp.float32
+    assert single.sample(jax.random.key(0), 3).dtype == jnp.float32
+    assert oracles.ring().means.dtype == jnp.float64

@@ -1,0 +1,159 @@
+"""Laws of times, grids and schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distilljax import paths, times
+from tests.exact import PATHS
+
+N = 20_000
+KEY = jax.random.key(0)
+
+
+def draw(law, path):
+    return np.asarray(law(KEY, (N,), path))
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        times.Uniform(),
+        times.central(),
+        times.LogitNormal(),
+        times.LogNormal(),
+        times.Point(),
+        times.Shifted(times.Uniform(), 3.0),
+        times.Mixture(((0.5, times.Uniform()), (0.5, times.Point()))),
+    ],
+)
+def test_laws_stay_on_the_clock(law):
+    for path in PATHS.values():
+        t = law(KEY, (3, 5), path)
+        assert t.shape == (3, 5)
+        assert t.dtype == jnp.float32
+        assert float(t.min()) >= np.float32(path.t_min)
+        assert float(t.max()) <= np.float32(path.t_max)
+
+
+def test_uniform_and_central_fill_their_interval():
+    t = draw(times.central(0.02), paths.trigflow()) / (np.pi / 2)
+    np.testing.assert_allclose(
+        [t.min(), t.mean(), t.max()], [0.02, 0.5, 0.98], atol=0.01
+    )
+
+
+def test_logit_normal_has_its_median_and_spread():
+    t = draw(times.LogitNormal(-0.4, 1.0), paths.linear())
+    logit = np.log(t / (1 - t))
+    assert logit.mean() == pytest.approx(-0.4, abs=0.03)
+    assert logit.std() == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half", "vp"])
+def test_log_normal_is_a_law_of_the_noise_level_on_every_path(name):
+    path = PATHS[name]
+    t = draw(times.LogNormal(-1.0, 0.6), path)
+    level = np.log(path.sigma(jnp.asarray(t)) / path.alpha(jnp.asarray(t)))
+    assert level.mean() == pytest.approx(-1.0, abs=0.03)
+    assert level.std() == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_shift_moves_times_toward_noise():
+    u, t = draw(times.Uniform(), paths.linear()), None
+    t = draw(times.Shifted(times.Uniform(), 3.0), paths.linear())
+    np.testing.assert_allclose(t, 3 * u / (1 + 2 * u), rtol=1e-5)
+
+
+def test_a_mixture_keeps_its_shares():
+    law = times.Mixture(((0.25, times.Point(1.0)), (0.75, times.Uniform(0.0, 0.5))))
+    assert np.mean(draw(law, paths.linear()) == 1.0) == pytest.approx(0.25, abs=0.02)
+    with pytest.raises(ValueError, match="add up to 1, got 0.5"):
+        times.Mixture(((0.5, times.Uniform()),))
+
+
+def test_a_choice_is_uniform_over_its_times():
+    t = draw(times.Choice((0.25, 0.5, 1.0)), paths.linear())
+    shares = [np.mean(t == v) for v in (0.25, 0.5, 1.0)]
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.02)
+
+
+def test_pairs_keep_their_order_and_shares():
+    law = times.Pair(times.Uniform(), diagonal=0.5, to_data=0.4, from_noise=0.3)
+    t, s = (np.asarray(a) for a in law(KEY, (N,), paths.linear()))
+    assert np.all(s <= t)
+    assert np.mean(s == t) == pytest.approx(0.5, abs=0.02)
+    assert np.mean((s == 0) & (s < t)) == pytest.approx(0.5 * 0.4, abs=0.02)
+    assert np.mean(t == 1) == pytest.approx(0.3, abs=0.02)
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
+def test_impossible_intervals_are_refused(bounds):
+    with pytest.raises(ValueError, match="fractions with low < high"):
+        times.Uniform(*bounds)
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(1, 40), name=st.sampled_from(sorted(PATHS)))
+def test_grids_fall_from_noise_to_data(steps, name):
+    path = PATHS[name]
+    grids = (times.EvenGrid(), times.EvenGrid(0.8), times.TableGrid(((1.0, 0.5),)))
+    for grid in grids:
+        t = grid(steps, path)
+        assert len(t) == steps + 1
+        assert t[-1] == 0.0
+        assert all(a > b for a, b in zip(t[:-1], t[1:], strict=True))
+    assert times.EvenGrid(0.8)(steps, path)[0] == pytest.approx(0.8 * path.t_max)
+
+
+def test_the_grid_of_edm():
+    n, low, high = 18, 0.002, 80.0
+    t = times.KarrasGrid()(n, paths.edm())
+    i = np.arange(n)
+    root = high ** (1 / 7) + i / (n - 1) * (low ** (1 / 7) - high ** (1 / 7))
+    np.testing.assert_allclose(t[:-1], root**7, rtol=2e-5)
+    assert t[-1] == 0.0
+    on_trig = times.KarrasGrid()(n, paths.trigflow(0.5))
+    np.testing.assert_allclose(0.5 * np.tan(on_trig[:-1]), root**7, rtol=2e-3)
+
+
+def test_a_table_serves_its_numbers_of_steps():
+    grid = times.TableGrid(((1.5,), (1.5, 1.1)), times.EvenGrid())
+    path = paths.trigflow()
+    assert grid(1, path) == (1.5, 0.0)
+    assert grid(2, path) == (1.5, 1.1, 0.0)
+    assert grid(4, path) == times.EvenGrid()(4, path)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: times.check_times((1.0, 1.0)), "decrease strictly"),
+        (lambda: times.check_times((0.5, 1.0)), "decrease strictly"),
+        (lambda: times.check_times((1.0,)), "0 steps"),
+        (lambda: times.EvenGrid()(0, paths.linear()), "at least 1, got 0"),
+        (lambda: times.KarrasGrid()(-1, paths.edm()), "at least 1, got -1"),
+        (lambda: times.TableGrid(((1.0,),))(0, paths.linear()), "at least 1, got 0"),
+    ],
+)
+def test_impossible_grids_are_refused(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+def test_schedules():
+    ramp = times.Ramp(10, 1.0, 3.0)
+    assert [float(times.value_at(ramp, k)) for k in (0, 5, 10, 99)] == [1, 2, 3, 3]
+    assert float(times.value_at(times.Ramp(0), 0)) == 1.0
+    assert float(times.value_at(times.Product(2.0, ramp), 5)) == 4.0
+    assert times.value_at(0.5, 3).dtype == jnp.float32
+    assert float(jax.jit(lambda k: times.value_at(ramp, k))(5)) == 2.0
+
+
+def test_laws_are_values():
+    assert times.Pair() == times.Pair(times.LogitNormal(-0.4, 1.0))
+    assert times.Ramp(10) != times.Ramp(11)
+    assert hash(times.TableGrid(((1.0,),))) == hash(times.TableGrid(((1.0,),)))
