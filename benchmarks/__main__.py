@@ -1,6 +1,6 @@
 """All benchmarks, one table.
 
-    python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
+python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
 """
 
 import sys

@@ -240,7 +240,7 @@ def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> 
     """Writes ``x`` (and ``label``) to an ``.npz``, and images to a grid beside it."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fields = {"x": np.asarray(x, np.float32)}
+    fields: dict[str, Any] = {"x": np.asarray(x, np.float32)}
     if labels is not None:
         fields["label"] = np.asarray(labels, np.int32)
     part = path.with_suffix(".tmp.npz")

@@ -122,7 +122,7 @@ def digits_card(
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
-    built = {"backbone": {"name": "mlp"}}
+    built: dict[str, dict[str, Any]] = {"backbone": {"name": "mlp"}}
     roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
     if second_time:
         built["student"] = {"name": "mlp", "second_time": True}
@@ -140,7 +140,7 @@ def digits_card(
 
 def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """A section with the defaults that can be written as plain values."""
-    name = spec.get("name")
+    name = str(spec.get("name"))
     if name not in known:
         return dict(spec)
     out: dict[str, Any] = {"name": name}

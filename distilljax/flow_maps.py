@@ -92,7 +92,7 @@ class AffineFlowMap:
         1 for a velocity (at ``s = t`` the direction is then ``v - F``); ``cos t`` on
         TrigFlow (sCM, 2024, the ``1/(sigma_d tan t)`` prior weight); for an ``F``
         output ``cos(theta) / (n_s theta')`` with ``theta = arctan(sigma/(sigma_d
-        alpha))`` and ``n_s = path.scale(s)``, which is TrigFlow's direction on any path.
+        alpha))`` and ``n_s = path.scale(s)``: TrigFlow's direction on any path.
         """
         if self.path == trigflow(self.path.sigma_d):
             unit = jnp.cos(t)

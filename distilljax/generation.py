@@ -53,7 +53,9 @@ def student_sampler(
             cond, path=path, two_time=how.two_time, boundary=how.boundary
         )
         x = path.start(eps, t=times[0])
-        return sample_steps(f, x, times, path=path, renoise=how.renoise, key=key)
+        x = sample_steps(f, x, times, path=path, renoise=how.renoise, key=key)
+        assert isinstance(x, jax.Array)
+        return x
 
     return run
 
@@ -94,7 +96,7 @@ def teacher_sampler(
         field = Bound("teacher", network, params).guided(
             {"cond": cond}, guidance, kind=solver.kind
         )
-        return solve(
+        x = solve(
             field,
             path.start(eps),
             times,
@@ -103,6 +105,8 @@ def teacher_sampler(
             kind=solver.kind,
             key=key,
         )
+        assert isinstance(x, jax.Array)
+        return x
 
     return run
 

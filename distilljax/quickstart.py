@@ -126,7 +126,7 @@ class _Job:
         self.labels = self.data["cond"].astype(np.int32)
 
     def _card(self, name: str) -> Any:
-        config = cards.load(CONFIGS / f"{name}.py")
+        config: Any = cards.load(CONFIGS / f"{name}.py")
         if not self.smoke:
             return config
         with config.unlocked():
@@ -254,7 +254,7 @@ class _Job:
         students = [f"{name}_nfe{k}" for name in METHODS for k in STEPS]
         return [f"teacher_nfe{TEACHER_NFE}", *students]
 
-    def _samplers(self) -> list[tuple[str, str, Any]]:
+    def _samplers(self) -> list[tuple[str, api.Fitted, generation.Sampler]]:
         """``(file name, run, sampler)`` of everything that is sampled."""
         teacher = api.load(self.folder / "teacher")
         rows = [

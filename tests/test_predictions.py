@@ -37,10 +37,18 @@ def test_every_kind_becomes_every_other(path):
     t = inner_times(path)
     clean, eps = normal(0, 5, 2), normal(1, 5, 2)
     x = path.noise(clean, eps, t)
-    made = {kind: recompose(path, kind, clean, eps, t) for kind in KINDS}
-    for source, target in itertools.product(KINDS, KINDS):
-        found = convert(path, made[source], x, t, source, target)
-        allclose(found, made[target], 1e-9)
+
+    @jax.jit
+    def run(clean, eps, x, t):
+        made = {kind: recompose(path, kind, clean, eps, t) for kind in KINDS}
+        return made, {
+            (a, b): convert(path, made[a], x, t, a, b)
+            for a, b in itertools.product(KINDS, KINDS)
+        }
+
+    made, found = run(clean, eps, x, t)
+    for (_, target), out in found.items():
+        allclose(out, made[target], 1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(BRIDGES))
@@ -82,13 +90,18 @@ def test_conversions_are_finite_at_both_ends_in_both_float_types(path):
     for dtype in (jnp.float32, jnp.float64):
         t = jnp.array([0.0, path.t_max], dtype)
         x, out = normal(0, 2, 2).astype(dtype), normal(1, 2, 2).astype(dtype)
-        for source, target in itertools.product(KINDS, ("x0", "eps", "F")):
-            found = convert(path, out, x, t, source, target)
+        every = list(itertools.product(KINDS, KINDS))
+
+        @jax.jit
+        def run(out, x, t, every=every):
+            return [convert(path, out, x, t, *pair) for pair in every]
+
+        for pair, found in zip(every, run(out, x, t), strict=True):
             assert found.dtype == dtype
-            assert np.all(np.isfinite(found)), (source, target)
+            assert np.all(np.isfinite(found)), pair
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(NAMES),
     source=st.sampled_from(sorted(KINDS)),
@@ -177,10 +190,19 @@ def test_views_have_equal_denoisers(own, on):
     top = min(float(p.angle(jnp.asarray(p.t_max))) for p in (own, on))
     t = on.time_of_angle(jnp.linspace(0.05, top - 0.05, 5))
     x = on.noise(normal(0, 5, 2), normal(1, 5, 2), t)
-    wanted = oracle.denoised(on)(x, t)
-    for kind in ("velocity", "x0", "F"):
-        field = viewed(prediction(oracle, own, kind), own, kind, on=on, as_kind="x0")
-        allclose(jax.jit(field)(x, t), wanted, 1e-12)
+
+    @jax.jit
+    def run(x, t):
+        kinds = ("velocity", "x0", "F")
+        fields = [prediction(oracle, own, kind) for kind in kinds]
+        return oracle.denoised(on)(x, t), [
+            viewed(field, own, kind, on=on, as_kind="x0")(x, t)
+            for field, kind in zip(fields, kinds, strict=True)
+        ]
+
+    wanted, views = run(x, t)
+    for found in views:
+        allclose(found, wanted, 1e-12)
 
 
 def along(field, x, t, dx):

@@ -71,8 +71,17 @@ def test_the_error_falls_at_the_order_of_the_solver(name, solver):
     assert float(errors[-1]) < (0.02 if solver.order == 1 else 1e-4)
 
 
-@pytest.mark.parametrize("solver", ODE, ids=name_of)
-@pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        *(("linear", solver) for solver in ODE),
+        *(
+            (name, s)
+            for name in ("edm", "trigflow_half")
+            for s in (Heun(), DPMSolverPP2M())
+        ),
+    ],
+)
 def test_noise_becomes_data_with_finite_gradients_in_float32(name, solver):
     path = PATHS[name]
     grid = KarrasGrid() if name == "edm" else EvenGrid()
@@ -135,8 +144,10 @@ def test_heun_on_edm_is_the_published_sampler():
         allclose(found, wanted, 1e-9)
 
 
-@pytest.mark.parametrize("solver", [*ODE, SDE()], ids=name_of)
-@pytest.mark.parametrize("name", ["edm", "vp"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("edm", Heun()), ("edm", DPMSolverPP2M()), *(("vp", s) for s in (*ODE, SDE()))],
+)
 def test_networks_are_never_asked_below_the_path_s_smallest_time(name, solver):
     path = PATHS[name]
 

@@ -23,6 +23,8 @@ def get_config():
             "gan_law": "Uniform(0.0, 0.5)",
             "floor": 0.05,
             "warm_start": 700,
+            "warm_start_draw": "TeacherTrajectory(segments=4, substeps=4, "
+            "solver=DPMSolverPP2M())",
             "warm_start_weights": (2.0, 1.0, 1.0, 1.0),
         },
         cycles=1000,

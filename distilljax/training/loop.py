@@ -1,7 +1,8 @@
 """The training loop: one program a stage, no waiting for the device.
 
-The loop dispatches a cycle, looks at the metrics of the cycle before, and prepares the
-next batch while the device works, so that logging never blocks.
+The loop dispatches cycles ahead of the device, by a fraction of a second, and reads the
+metrics of finished ones together, so that logging never blocks and the host's share of a
+short cycle stays small.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import Params, abstract, create_frozen, create_state
 from distilljax.training.writers import JsonLines, Progress
+
+# Cycles dispatched before their metrics are read: so many, but not more than fit into
+# so many seconds, since a signal or a broken update is noticed that much later.
+AHEAD_CYCLES, AHEAD_SECONDS = 8, 0.2
 
 
 def train(
@@ -105,7 +110,8 @@ class _Run:
         self.frozen = create_frozen(self.setup, params)
         self.batch = place(self.setup, first)
         self.programs: dict[int, Cycle] = {}
-        self.pending: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self.ahead, self.looked = 1, time.monotonic()
         self.record: dict[str, float] = {}
         self.meta: dict[str, Any] = {"version": __version__}
         self.step, self.before = 0, 0.0
@@ -153,8 +159,9 @@ class _Run:
             program = self.program()
             self.state, metrics = program(self.state, self.frozen, self.batch)
             self.step += 1
-            self.look()
-            self.pending = (self.step, metrics)
+            if len(self.pending) >= self.ahead:
+                self.look()
+            self.pending.append((self.step, metrics))
             ended = self.step == config.cycles
             evaluated = self.call_hooks(hooks, ended)
             last = ended or signals.came is not None
@@ -183,17 +190,28 @@ class _Run:
             )
 
     def look(self) -> None:
-        """Reads the metrics of the last cycle but one, which are there by now."""
-        if self.pending is None:
+        """Reads the metrics of the cycles that are pending, in order."""
+        if not self.pending:
             return
-        step, metrics = self.pending
-        self.pending = None
+        pending, self.pending = self.pending, []
         assert self.bar is not None
-        if int(metrics["skipped_in_a_row"]) >= self.config.max_skipped:
-            raise FloatingPointError(self.skipped(step, jax.device_get(metrics)))
-        self.bar.update(step)
-        if step == 1 or _due(self.config.log_every, step) or step == self.config.cycles:
-            self.log(step, {k: float(v) for k, v in jax.device_get(metrics).items()})
+        for (step, metrics), rows in zip(
+            pending,
+            jax.device_get([metrics["skipped_in_a_row"] for _, metrics in pending]),
+            strict=True,
+        ):
+            if rows >= self.config.max_skipped:
+                raise FloatingPointError(self.skipped(step, jax.device_get(metrics)))
+            first, last = step == 1, step == self.config.cycles
+            if first or last or _due(self.config.log_every, step):
+                self.log(
+                    step, {k: float(v) for k, v in jax.device_get(metrics).items()}
+                )
+        self.bar.update(pending[-1][0])
+        now = time.monotonic()
+        cycle = max((now - self.looked) / len(pending), 1e-9)
+        self.ahead = max(1, min(AHEAD_CYCLES, int(AHEAD_SECONDS / cycle)))
+        self.looked = now
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         assert self.bar is not None

@@ -118,3 +118,8 @@ def exact_jumper(oracle: Gaussian, path: Path) -> Network:
         return output(x * sd, t, jnp.zeros_like(t)) / sd
 
     return Network("exact jumper", apply, lambda key: {}, path, "velocity")
+
+
+def vanishes(gradients: Any, tol: float = 0.0) -> None:
+    """Asserts that no element is larger than ``tol``."""
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)) <= tol

@@ -1,230 +1,33 @@
-"""The checks and reductions that each method's paper implies, in float64."""
+"""Checks and reductions that the papers of trajectory methods imply, in float64."""
 
 import dataclasses
-import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import losses, oracles, paths
-from distilljax.method import Phase, Term, compose
+from distilljax import oracles, paths
 from distilljax.methods import (
     CATALOGUE,
     build,
     cm_cd,
-    dmd2,
-    gdmd,
     mean_flow,
-    rcm,
     scm,
-    sid,
 )
-from distilljax.methods.distribution import match_scores
 from distilljax.solvers import Euler, Heun
-from distilljax.times import LogNormal, Pair, Point, Product, Ramp, value_at
+from distilljax.times import LogNormal, Pair
 from tests import exact, toy
 from tests.methods import cases
-from tests.methods.played import exact_jumper, play
+from tests.methods.played import exact_jumper, play, vanishes
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 LINEAR, TRIG = paths.linear(), paths.trigflow()
 PLAIN = {"learned_weight": False}
-# With slots a rollout has no branches, which would compile in every test.
-MATCHING = {"gan_weight": 0, "steps": (1, 2), "slots": (2, 1, 1), "critic_steps": 2}
 GUIDED = sorted(
     n for n in CATALOGUE if "guidance" in CATALOGUE[n].factory.__kwdefaults__
 )
-
-
-def student(method, **options):
-    return play(method, **options).gradients()["student"]
-
-
-def combined(*parts):
-    """Sum of ``(factor, gradients)``."""
-    return jax.tree.map(
-        lambda *g: sum(w * x for (w, _), x in zip(parts, g)), *(g for _, g in parts)
-    )
-
-
-def same(found, wanted, tol=1e-10):
-    size = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(wanted))
-    assert size > 0
-    chex.assert_trees_all_close(found, wanted, rtol=tol, atol=tol * size)
-
-
-def vanishes(gradients, tol=0.0):
-    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients)) <= tol
-
-
-@pytest.fixture(scope="module")
-def parts(x64):
-    """Student gradients of rcm's parts, each under its own name."""
-    return (
-        student(scm(warmup=0.5, **PLAIN)),
-        student(dmd2(path=TRIG, **MATCHING)),
-    )
-
-
-def joined(**options):
-    return rcm(
-        **{
-            "warmup": 0,
-            "law": LogNormal(-1.0, 1.4),
-            "dmd_law": dmd2.__kwdefaults__["law"],
-            "scm_options": {"warmup": 0.5},
-            "dmd_options": MATCHING,
-            **options,
-        }
-    )
-
-
-def test_rcm_is_the_weighted_sum_of_its_parts(parts):
-    same(student(joined()), combined((100.0, parts[0]), (1.0, parts[1])))
-
-
-@pytest.mark.parametrize(("weights", "kept"), [((3.0, 0), 0), ((0, 2.0), 1)])
-def test_rcm_with_one_weight_is_one_part(parts, weights, kept):
-    method = joined(scm_weight=weights[0], dmd_weight=weights[1])
-    same(student(method), combined((weights[kept], parts[kept])))
-
-
-def test_schedules_weigh_the_parts_at_their_cycle(parts):
-    ramp = Ramp(10, 0.0, 50.0)
-    method = joined(scm_weight=ramp, dmd_weight=Product(ramp, 0.5))
-    a = student(scm(warmup=0.5, **PLAIN), step=4)
-    b = student(dmd2(path=TRIG, **MATCHING), step=4)
-    assert float(value_at(ramp, 4)) == 20.0
-    same(student(method, step=4), combined((20.0, a), (10.0, b)))
-
-
-def test_stages_of_compose_sum_what_runs_at_their_cycle():
-    consistency = scm(warmup=0.5, **PLAIN)
-    matching = dmd2(path=TRIG, warm_start=5, **MATCHING)
-    method = compose(consistency, matching, weights={"scm": 3.0, "dmd2": 0.5})
-    for step, names in ((4, ["student"]), (5, ["fake_score", "student"])):
-        assert [p.name for p in method.phases_at(step)] == names
-        a, b = (student(m, step=step) for m in (consistency, matching))
-        same(student(method, step=step), combined((3.0, a), (0.5, b)))
-
-
-def test_rcm_warms_up_on_its_consistency_part_alone():
-    method = joined(warmup=7, scm_options={})
-    alone = scm(warmup=Ramp(7), **PLAIN)
-    same(student(method, step=6), combined((100.0, student(alone, step=6))))
-
-
-def test_the_order_of_compose_does_not_matter():
-    methods = (
-        scm(warmup=0.5, **PLAIN),
-        dmd2(path=TRIG, **MATCHING),
-        mean_flow(path=TRIG, p=0.5),
-    )
-    # Weights are float32, so that others would round.
-    weights = {"scm": 2.0, "dmd2": 0.25, "mean_flow": 0.75}
-    wanted = combined(*((weights[m.name], student(m)) for m in methods))
-    critic = play(methods[1], phase="fake_score").gradients()
-    for order in itertools.permutations(methods):
-        method = compose(*order, weights=weights)
-        same(student(method), wanted)
-        same(play(method, phase="fake_score").gradients(), critic)
-
-
-def test_dmd2_stands_still_when_both_scores_agree():
-    vanishes(student(dmd2(**MATCHING), same=("fake_score",)))
-    with pytest.raises(AssertionError):
-        vanishes(student(dmd2(**MATCHING)))
-
-
-def test_sid_stands_still_when_both_scores_agree():
-    method = sid(critic_steps=1)
-    found = play(method, same=("fake_score",))
-    np.testing.assert_array_equal(found.values()["fisher"], 0.0)
-    vanishes(found.gradients()["student"], 1e-12)
-    with pytest.raises(AssertionError):
-        vanishes(student(method), 1e-6)
-
-
-def test_the_gap_of_two_gaussians_is_its_closed_form():
-    """``(a - m) sigma^2 / (alpha^2 v + sigma^2)``, the same at every point."""
-    spread = jnp.asarray([0.8, 0.5])
-    real = oracles.Gaussian(jnp.asarray([0.7, -0.3]), spread)
-    fake = oracles.Gaussian(jnp.asarray([-0.2, 0.4]), spread)
-    found = play(
-        dmd2(law=Point(0.3), **MATCHING),
-        teacher=oracles.network(real, LINEAR),
-        fake_score=oracles.network(fake, LINEAR),
-    )
-    ctx = found.context()
-    c = match_scores(ctx.of("match"), Point(0.3), None, 1.0)
-    alpha, sigma = 0.7, 0.3
-    gap = (real.mean - fake.mean) * sigma**2 / ((alpha * spread) ** 2 + sigma**2)
-    x = ctx.data["x"]
-    x_t = LINEAR.noise(x, ctx.of("match").normal("eps", x), sigma)
-    error = jnp.mean(jnp.abs(x - real.denoised(LINEAR)(x_t, sigma)), -1, keepdims=True)
-    exact.allclose(c.direction, gap / error, 1e-6)
-
-
-def test_the_critic_rests_at_the_exact_score_of_the_samples():
-    """Expected gradient of the fit: 0 at the exact score, not at another's."""
-    oracle = exact.gaussian()
-
-    def largest(shift):
-        score = oracles.network(oracle._replace(mean=oracle.mean + shift), LINEAR)
-        tilted = dataclasses.replace(
-            score,
-            apply=lambda p, x, t, *_: score.apply({}, x, t) + p["a"] * x + p["b"],
-            init=lambda key: {"a": jnp.zeros(2), "b": jnp.zeros(2)},
-        )
-        found = play(
-            dmd2(**MATCHING),
-            phase="fake_score",
-            batch_size=4096,
-            same=("fake_score",),
-            student=exact_jumper(oracle, LINEAR),
-            fake_score=tilted,
-        )
-        grads = found.gradients()["fake_score"]
-        return max(float(jnp.abs(g).max()) for g in grads.values())
-
-    assert largest(0.0) < 0.05
-    assert largest(1.0) > 0.15
-
-
-def plain_matching(method, targets):
-    """The same phase with dmd2's term averaged over the same points."""
-    phase = method.phases[-1]
-
-    def loss(ctx):
-        law = gdmd.__kwdefaults__["law"]
-        rows = [
-            match_scores(ctx, law, None, 1.0, suffix=str(i)) for i in range(targets)
-        ]
-        return sum(losses.regress(c) for c in rows) / targets
-
-    term = Term("rewarded", loss)
-    new = Phase("student", ("student",), (term,), phase.draws)
-    return method._replace(phases=(*method.phases[:-1], new))
-
-
-def test_gdmd_with_equal_rewards_is_plain_matching():
-    method = gdmd(targets=3, steps=(1,))
-    equal = {"reward": {"scale": jnp.zeros(())}}
-    wanted = student(plain_matching(method, 3))
-    same(student(method, given=equal), wanted)
-    same(student(gdmd(targets=3, steps=(1,), strength=0.0)), wanted)
-    vanishes(student(gdmd(targets=3, steps=(1,), matching=0.0), given=equal))
-
-
-def test_gdmd_leans_on_the_reward_and_rests_when_both_scores_agree():
-    method = gdmd(targets=3, steps=(1,), strength=2.0)
-    with pytest.raises(AssertionError):
-        same(student(method), student(plain_matching(method, 3)), 1e-3)
-    vanishes(student(method, same=("fake_score",)))
 
 
 def own_draws(found, term, law, path=LINEAR):
