@@ -2,8 +2,9 @@
 
 The trainer is `distilljax.training.train` itself: input pipeline, guarded update,
 evaluation EMA, metrics read one cycle late, records on disk. Against it stands what one
-would write without the library: the loss in plain jax, one jitted and donated update with
-the same optimizer, clipping, EMA and guard, on one constant batch, its loss never read.
+would write without the library: the loss in plain jax, one jitted and donated update
+with the same optimizer, clipping, EMA and guard, on one constant batch, its loss never
+read.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ def filled(network: Network, seed: int = 0) -> Any:
     leaves, tree = jax.tree.flatten(network.init(jax.random.key(seed)))
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     noisy = [
-        x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
+        x + 0.02 * jax.random.normal(k, x.shape)
+        for x, k in zip(leaves, keys, strict=True)
     ]
     return tree.unflatten(noisy)
 
@@ -144,7 +145,7 @@ class Trainer:
     """
 
     def __init__(self, work: Work, steps: int, data: Any = None):
-        """Prepares a run in blocks of ``steps`` cycles; default on the card's source."""
+        """Prepares a run in blocks of ``steps`` cycles; default on the source."""
         self._work = work
         self._config = dataclasses.replace(work.config, sample_every=steps)
         self._data = work.source if data is None else data

@@ -204,7 +204,7 @@ class TeacherTrajectory:
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """``{"states": [K, B, ...], "times": K numbers, "end": [B, ...]}``."""
         path = ctx.nets["student"].path if self.path is None else self.path
-        kind = self.solver.kind
+        kind = ctx.nets[self.role].kind
         field = ctx.nets[self.role].guided(
             ctx.data, self.guidance, kind=kind, path=path
         )

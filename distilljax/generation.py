@@ -93,16 +93,16 @@ def teacher_sampler(
     times = grid(steps, path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
-        field = Bound("teacher", network, params).guided(
-            {"cond": cond}, guidance, kind=solver.kind
-        )
+        # In the network's own kind: the solver knows what each leaves open at an end.
+        teacher = Bound("teacher", network, params)
+        field = teacher.guided({"cond": cond}, guidance, kind=teacher.kind)
         x = solve(
             field,
             path.start(eps),
             times,
             path=path,
             solver=solver,
-            kind=solver.kind,
+            kind=teacher.kind,
             key=key,
         )
         assert isinstance(x, jax.Array)

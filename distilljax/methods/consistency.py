@@ -105,8 +105,9 @@ def cm_cd(
         index = ctx.integers("index", segments)
         t, tau = times[index], times[index + 1]
         x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
-        field = ctx.nets.teacher.guided(ctx.data, guidance, kind="velocity", path=p)
-        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind="velocity")
+        kind = ctx.nets.teacher.kind
+        field = ctx.nets.teacher.guided(ctx.data, guidance, kind=kind, path=p)
+        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=kind)
         f, f_target = (
             ctx.nets[role].flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
             for role in ("student", "target")

@@ -96,6 +96,7 @@ def dmd2(
     floor: float = 1e-5,
     slots: tuple[int, ...] | None = None,
     path: Path | None = None,
+    sampling_grid: Grid | None = None,
 ) -> Method:
     """DMD2: score gap of teacher and fake score, GAN, backward simulation, TTUR.
 
@@ -106,7 +107,7 @@ def dmd2(
 
     Args:
       steps: numbers of steps that one student shall serve.
-      grid: their time grids, also the sampler's.
+      grid: their time grids.
       law: times of the gap.
       critic_law: times at which the fake score is fitted, the full range.
       guidance: scale ``w`` of the teacher; the fake score is never guided.
@@ -124,6 +125,9 @@ def dmd2(
       floor: smallest divisor of the normaliser ``mean |x - D_real|``.
       slots: see `draws.Rollout`; None draws one exit step for the whole batch.
       path: path; default the student's network's.
+      sampling_grid: times of the sampler; default ``grid``. The student is a function
+        of a continuous time, so that other times between the trained ones can do
+        better.
 
     Returns:
       The method. Batch: ``cond``; with the GAN also ``x0``. Roles: student, teacher,
@@ -164,7 +168,9 @@ def dmd2(
                 Phase("student", ("student",), student_terms, draws),
             ),
             batch=frozenset({"x0"} if gan else ()),
-            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            sampling=Sampling(
+                sampling_grid or grid, Consistency(), path, two_time=False
+            ),
             stages=stages,
             cite=(DMD2,),
         )

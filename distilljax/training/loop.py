@@ -1,8 +1,8 @@
 """The training loop: one program a stage, no waiting for the device.
 
 The loop dispatches cycles ahead of the device, by a fraction of a second, and reads the
-metrics of finished ones together, so that logging never blocks and the host's share of a
-short cycle stays small.
+metrics of finished ones together, so that logging never blocks and the host's share of
+a short cycle stays small.
 """
 
 from __future__ import annotations

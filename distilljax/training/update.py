@@ -244,10 +244,7 @@ class Update:
             "skipped": counters["skipped"] + missed,
             "in_a_row": (counters["in_a_row"] + missed) * missed,
         }
-        metrics = {
-            f"grad_norm/{role}": norm,
-            f"update_norm/{role}": optax.tree.norm(updates),
-        }
+        metrics = {f"grad_norm/{role}": norm}
         return kept(stepped, params), kept(new, opt), counters, metrics
 
     def collect(self, params, memory, batch: Data, collected: Data, repeat: Array):
