@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import oracles, paths
-from distilljax.binding import Bound
+from distilljax import generation, oracles, paths
+from distilljax.binding import Bound, Network
 from distilljax.oracles import Gaussian, GaussianMixture, network, prediction, ring
 from distilljax.predictions import KINDS
 from tests.exact import PATHS, allclose, gaussian, inner_times, normal
 
 pytestmark = pytest.mark.usefixtures("x64")
-NAMES = ("linear_half", "vp", "edm", "trigflow_half")
+NAMES = ("vp", "edm", "trigflow_half")
 
 
 def mixture():
@@ -171,7 +171,7 @@ def test_marginals_have_the_moments_of_noised_samples(oracle):
     np.testing.assert_allclose(noised.std(axis=0), drawn.std(axis=0), rtol=0.03)
 
 
-@pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
+@pytest.mark.parametrize("name", ["linear", "edm"])
 def test_the_flow_map_of_a_mixture_converges(name):
     path, oracle = PATHS[name], mixture()
     t, s = path.time_of_angle(jnp.array([1.2, 0.4]))
@@ -196,12 +196,12 @@ def test_the_flow_map_of_a_mixture_converges(name):
 
 def test_the_flow_map_of_a_mixture_has_the_law_of_the_data():
     path, oracle = paths.edm(), ring()
-    start = path.start(normal(0, 2000, 2))
-    found = jax.jit(oracle.flow_map(path))(start, path.t_max, 0.0)
-    fresh = oracle.sample(jax.random.key(1), 2000)
+    start = path.start(normal(0, 1000, 2))
+    found = jax.jit(oracle.flow_map(path, steps=64))(start, path.t_max, 0.0)
+    fresh = oracle.sample(jax.random.key(1), 1000)
     wanted = float(oracle.log_density(fresh).mean())
-    assert float(oracle.log_density(found).mean()) == pytest.approx(wanted, abs=0.1)
-    np.testing.assert_allclose(found.std(axis=0), fresh.std(axis=0), rtol=0.06)
+    assert float(oracle.log_density(found).mean()) == pytest.approx(wanted, abs=0.12)
+    np.testing.assert_allclose(found.std(axis=0), fresh.std(axis=0), rtol=0.08)
 
 
 @pytest.mark.parametrize("name", ["trigflow_half", "edm"])
@@ -222,6 +222,21 @@ def test_an_oracle_may_be_seen_on_another_path():
     bound = Bound("teacher", network(oracle, own, "eps"), {})
     x, t = states(oracle, on)
     allclose(bound.velocity(path=on)(x, t), oracle.velocity(on)(x, t), 1e-8)
+
+
+@pytest.mark.parametrize("kind", ["x0", "velocity", "F"])
+def test_an_imperfect_teacher_of_any_kind_samples_to_the_data_end(kind):
+    """An error of the network must not be divided by the noise level at t = 0."""
+    path, oracle = paths.linear(), ring()
+    net = network(oracle, path, kind)
+
+    def apply(params, x, t, cond=None, s=None, *, taps=False, rng=None):
+        return 1.01 * net.apply(params, x, t)
+
+    worse = Network("worse", apply, net.init, path, kind)
+    run = jax.jit(generation.teacher_sampler(worse, 20))
+    found = run({}, normal(0, 100, 2), None, jax.random.key(0))
+    assert np.abs(found).max() < 2.0
 
 
 @pytest.mark.parametrize("name", NAMES)
