@@ -131,7 +131,8 @@ class _Job:
             return config
         with config.unlocked():
             config.cycles = _SMOKE_CYCLES.get(name, 12)
-            config.batch_size = 32
+            # Divisible by the slots of every card.
+            config.batch_size = 40
             for network in config.networks.values():
                 if network.name == "mlp":
                     network.update(_SMOKE_SIZES)

@@ -28,7 +28,9 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
     assert not (folder / "checkpoints" / "12").exists()
-    assert max(record["step"] for record in records(folder)) in (6, 7)
+    # Metrics are read in groups, so that the last few cycles may not be written; those
+    # up to the checkpoint are, and the rest is trained and written again.
+    assert max(record["step"] for record in records(folder)) in range(4, 8)
     with warnings.catch_warnings():
         # A save that was under way when the run was killed is said to be partial.
         warnings.filterwarnings("ignore", ".*is partial.*")
