@@ -14,7 +14,6 @@ _LAZY = {
     "sample": ("distilljax.api", "sample"),
 }
 _MODULES = (
-    "adapters",
     "api",
     "corrections",
     "data",
