@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.measure import Scale
 from distilljax import cards
@@ -45,14 +46,14 @@ class Work(NamedTuple):
 
 
 def filled(network: Network, seed: int = 0) -> Any:
-    """Random parameters without the zeros that a fresh network has."""
-    leaves, tree = jax.tree.flatten(network.init(jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [
-        x + 0.02 * jax.random.normal(k, x.shape)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return tree.unflatten(noisy)
+    """Random parameters without a fresh network's zeros, made without a program."""
+    rng = np.random.default_rng(seed)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        spread = 0.02 if len(leaf.shape) < 2 else leaf.shape[0] ** -0.5
+        return jnp.asarray(spread * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return jax.tree.map(draw, jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def card(name: str, scale: Scale, **options: Any) -> Work:
@@ -68,7 +69,7 @@ def card(name: str, scale: Scale, **options: Any) -> Work:
     plain["cycles"] = 10**6
     plain["checkpoint"]["every"] = 0
     if scale.tiny:
-        plain["batch_size"] = 32
+        plain["batch_size"] = 80
         for spec in plain["networks"].values():
             spec.update(SMALL if spec["name"] == "mlp" else {})
     found = cards.expand(plain)

@@ -9,12 +9,13 @@ import importlib
 from distilljax._version import __version__ as __version__
 
 _LAZY = {
-    "compose": ("distilljax.method", "compose"),
+    "compose": ("distilljax.composition", "compose"),
     "fit": ("distilljax.api", "fit"),
     "sample": ("distilljax.api", "sample"),
 }
 _MODULES = (
     "api",
+    "composition",
     "corrections",
     "data",
     "draws",

@@ -14,7 +14,7 @@ FLOORS = (
     ("metrics", "corrections", "transforms"),
     ("losses",),
     ("oracles", "sampling", "draws", "adapters"),
-    ("binding", "context", "method", "methods"),
+    ("binding", "context", "method", "composition", "methods"),
     ("kernels",),
     ("networks",),
     ("data",),

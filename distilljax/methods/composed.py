@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distilljax.method import Citation, Method, Stage, compose
+from distilljax.composition import compose
+from distilljax.method import Citation, Method, Stage
 from distilljax.methods.consistency import scm
 from distilljax.methods.distribution import dmd2
 from distilljax.paths import Path, trigflow

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
-from distilljax.method import Phase, Term, compose
+from distilljax.composition import compose
+from distilljax.method import Phase, Term
 from distilljax.methods import (
     dmd2,
     gdmd,
