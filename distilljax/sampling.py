@@ -1,7 +1,7 @@
 """Few-step sampling: iterate a flow map over a time list with a re-noising rule.
 
-One step is the first case: the list ``(T, 0)``. The sampler is one scan over a static
-list of steps, one program without host round trips.
+One step is the first case: the list ``(T, 0)``. The sampler scans over a static list of
+steps, one program without host round trips.
 
 | rule | step from t to s |
 |---|---|
@@ -14,6 +14,7 @@ list of steps, one program without host round trips.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -151,8 +152,8 @@ def sample(
       times: ``steps + 1`` decreasing times, the last one the end (0 is data).
       path: path of the states; default the flow map's.
       renoise: rule of a step.
-      key: randomness of the re-noising; needed by rules with fresh noise when there is
-        more than one step.
+      key: randomness of the re-noising; needed by rules with fresh noise unless the
+        only step ends on the data.
       hooks: see `Hooks`.
       trajectory: also return the states after every step.
 
@@ -172,24 +173,26 @@ def sample(
     path = getattr(first, "path", None) if path is None else path
     if path is None:
         raise ValueError("path must be given: the flow map does not say its own")
+    # A step that ends on the data adds no noise, so none is drawn for it.
     noisy = getattr(renoise, "noisy", True)
-    if key is None and noisy and steps > 1:
+    fresh = (steps if times[-1] > 0.0 else steps - 1) if noisy else 0
+    if key is None and fresh:
         raise ValueError(
-            f"{type(renoise).__name__} draws fresh noise between {steps} steps: pass "
-            "key="
+            f"{type(renoise).__name__} draws fresh noise at {fresh} of {steps} steps: "
+            "pass key="
         )
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if hooks.start is not None:
         x = hooks.start(x)
 
-    def one(carry, inputs):
+    def one(carry, inputs, fresh):
         x, chain = carry
         index, t, s = inputs
 
         def advance(f: FlowMap) -> Array:
             f = f if hooks.guide is None else hooks.guide(f, index)
             eps = jnp.zeros_like(x)
-            if key is not None and noisy:
+            if fresh:
                 eps = jax.random.normal(
                     jax.random.fold_in(key, index), x.shape, x.dtype
                 )
@@ -206,10 +209,17 @@ def sample(
         return (x, chain), (x if trajectory else None)
 
     t = jnp.asarray(times, x.dtype)
-    (x, _), states = jax.lax.scan(
-        one,
-        (x, hooks.carry),
-        (jnp.arange(steps), t[:-1], t[1:]),
-        unroll=steps if steps <= 8 else 1,
-    )
-    return x if states is None else (x, states)
+    carry, visited = (x, hooks.carry), []
+    for begin, end in ((0, fresh), (fresh, steps)):
+        if begin == end:
+            continue
+        carry, states = jax.lax.scan(
+            functools.partial(one, fresh=end == fresh),
+            carry,
+            (jnp.arange(begin, end), t[begin:end], t[begin + 1 : end + 1]),
+            unroll=end - begin if steps <= 8 else 1,
+        )
+        visited.append(states)
+    if not trajectory:
+        return carry[0]
+    return carry[0], jnp.concatenate(visited)
