@@ -1,0 +1,91 @@
+"""Benchmarks in miniature: they run, count right and write what a reader needs.
+
+Ratios of miniatures say nothing, so only the counts are judged.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import dmd2_cycle, measure, sampling, scm_jvp, trainer_step
+from benchmarks.measure import TINY
+
+
+@pytest.mark.parametrize(
+    ("run", "facts"),
+    [
+        (lambda: trainer_step.compare("flow_matching", TINY), 1),
+        (lambda: dmd2_cycle.run(TINY), 1),
+        (lambda: sampling.compare("mean_flow", 2, TINY), 2),
+        (lambda: scm_jvp.run(TINY), 1),
+    ],
+    ids=["trainer_step", "dmd2_cycle", "sampling", "scm_jvp"],
+)
+def test_counts_are_met(run, facts):
+    results = run()
+    counted = [r for r in results if "pairs" not in r]
+    assert len(counted) == facts
+    for result in counted:
+        assert result["passed"], result
+    for result in results:
+        if "pairs" in result:
+            assert len(result["pairs"]) == TINY.pairs
+            assert 0 < result["low"] <= result["value"] <= result["high"]
+
+
+def test_contenders_take_turns():
+    turns = []
+
+    def contender(name):
+        def block():
+            turns.append(name)
+            return 1.0
+
+        return block
+
+    rows = measure.interleaved(contender("a"), contender("b"), 3, warm=1)
+    assert rows == [[1.0, 1.0]] * 3
+    assert "".join(turns) == "ab" * 4
+
+
+def test_a_ratio_is_the_median_of_pairs_with_its_bounds():
+    pairs = [[2.0, 1.0], [1.0, 1.0], [30.0, 10.0]]
+    found = measure.ratio("a", "a over b", pairs, limit=1.5, goal=1.0, steps=2)
+    assert found["value"] == pytest.approx(2.0)
+    assert (found["low"], found["high"]) == pytest.approx((1.0, 3.0))
+    assert not found["passed"]
+    assert found["milliseconds"] == pytest.approx([1000.0, 500.0])
+    assert measure.ratio("a", "", pairs, limit=2.0)["passed"]
+
+
+def test_compilations_are_counted():
+    with measure.compilations() as names:
+        doubled = jax.jit(lambda x: 2 * x + 1)
+        doubled(jnp.ones(3)).block_until_ready()
+        before = len(names)
+        doubled(jnp.ones(3)).block_until_ready()
+    assert before >= 1
+    assert len(names) == before
+
+
+@pytest.mark.parametrize(("limit", "code"), [(3.0, 0), (1.0, 1)])
+def test_the_record_says_where_and_how(tmp_path, capsys, limit, code):
+    def run(scale):
+        assert scale.pairs == 5
+        return [
+            measure.ratio("slow", "slow over fast", [[2.0, 1.0]] * 5, limit=limit),
+            measure.fact("programs", "programs compiled", 1, 1),
+        ]
+
+    out = tmp_path / "deep" / "found.json"
+    arguments = ["--tiny", "--pairs=5", f"--out={out}"]
+    assert measure.main(run, "all", "About.", arguments) == code
+    record = json.loads(out.read_text())
+    assert {"date", "command", "scale", "seconds", "hardware", "versions"} <= set(
+        record
+    )
+    assert [r["passed"] for r in record["results"]] == [code == 0, True]
+    printed = capsys.readouterr().out
+    assert ("missed" in printed) == (code == 1)
