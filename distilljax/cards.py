@@ -190,16 +190,19 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
         spec = dict(plain["networks"][key])
         built[key] = _make("network", {**_taken(source, built, spec), **spec}, BUILDERS)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
-    default = RoleConfig()
+    usual = methods.build(method.name).roles
     for role in [r for r in rest if isinstance(rest[r], Mapping)]:
-        # A section of a role that an option took out, left at its defaults.
-        if role in ALL_ROLES and role not in method.roles:
-            if TrainConfig.of({role: rest[role]}).role(role) != default:
-                raise ValueError(
-                    f"the card sets role {role!r}, which method {method.name!r} does "
-                    f"not have: {unknown('role', role, method.roles)}"
-                )
-            del rest[role]
+        if role not in ALL_ROLES or role in method.roles:
+            continue
+        # An option may take a role out (gan_weight=0 the discriminator), whose section
+        # then says nothing; a role that the method never has is a mistake.
+        left_alone = TrainConfig.of({role: rest[role]}).role(role) == RoleConfig()
+        if role not in usual and not left_alone:
+            raise ValueError(
+                f"the card sets role {role!r}, which method {method.name!r} does "
+                f"not have: {unknown('role', role, method.roles)}"
+            )
+        del rest[role]
     return Experiment(
         config=plain,
         method=method,

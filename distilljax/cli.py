@@ -84,6 +84,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     quick.add_argument("--out", default="runs/quickstart", help="folder of the results")
     quick.add_argument("--fresh", action="store_true", help="start again from nothing")
     quick.add_argument("--smoke", action="store_true", help="everything in miniature")
+    quick.add_argument("--seed", type=int, default=0, help="seed of the trainings")
     return parser, dict(commands.choices)
 
 
@@ -223,7 +224,9 @@ def _methods(options: argparse.Namespace, rest: list[str]) -> int:
 def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
     from distilljax import quickstart
 
-    quickstart.run(options.out, fresh=options.fresh, smoke=options.smoke)
+    quickstart.run(
+        options.out, fresh=options.fresh, smoke=options.smoke, seed=options.seed
+    )
     return 0
 
 

@@ -44,6 +44,7 @@ def run(
     *,
     fresh: bool = False,
     smoke: bool = False,
+    seed: int = 0,
 ) -> pathlib.Path:
     """Runs what is missing of the quick start.
 
@@ -51,6 +52,7 @@ def run(
       out: folder of the results.
       fresh: removes what an earlier call left in it.
       smoke: everything in miniature, to see that it works.
+      seed: of every training; the noise of the samples stays the same.
 
     Returns:
       Path of ``report.html``.
@@ -58,6 +60,11 @@ def run(
     Raises:
       ValueError: if the folder holds something else.
     """
+    if not CONFIGS.is_dir():
+        raise ValueError(
+            f"the quick start reads the repository's cards and finds no {CONFIGS}: "
+            "clone the repository and run launch/quickstart.sh in it"
+        )
     folder = pathlib.Path(out)
     if fresh and folder.exists():
         if any(folder.iterdir()) and not (folder / "quickstart.json").is_file():
@@ -67,7 +74,7 @@ def run(
             )
         shutil.rmtree(folder)
     with _quick_compilation(smoke):
-        return _run(folder, smoke)
+        return _run(_Job(folder, smoke, seed))
 
 
 @contextlib.contextmanager
@@ -82,9 +89,8 @@ def _quick_compilation(on: bool):
         jax.config.update(name, before)
 
 
-def _run(folder: pathlib.Path, smoke: bool) -> pathlib.Path:
-    job = _Job(folder, smoke)
-    say(f"distilljax {_version.__version__} quick start in {folder}")
+def _run(job: _Job) -> pathlib.Path:
+    say(f"distilljax {_version.__version__} quick start in {job.folder}")
     job.teacher()
     for method in METHODS:
         job.student(method)
@@ -103,7 +109,8 @@ def rebuild(out: str | os.PathLike = "runs/quickstart") -> pathlib.Path:
     path = folder / "quickstart.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no quick start; run one with --out={folder}")
-    job = _Job(folder, json.loads(path.read_text())["smoke"])
+    there = json.loads(path.read_text())
+    job = _Job(folder, there["smoke"], there["seed"])
     if not (folder / "stages" / "evaluation.json").is_file():
         raise ValueError(
             f"the quick start in {folder} is not finished; run it again to continue"
@@ -114,8 +121,8 @@ def rebuild(out: str | os.PathLike = "runs/quickstart") -> pathlib.Path:
 class _Job:
     """The stages of one quick start."""
 
-    def __init__(self, folder: pathlib.Path, smoke: bool):
-        self.folder, self.smoke = folder, smoke
+    def __init__(self, folder: pathlib.Path, smoke: bool, seed: int):
+        self.folder, self.smoke, self.seed = folder, smoke, seed
         self.seeds = SEEDS[:1] if smoke else SEEDS
         self.probes = 2 if smoke else PROBES
         names = ("teacher", *METHODS)
@@ -127,6 +134,7 @@ class _Job:
 
     def _card(self, name: str) -> Any:
         config: Any = cards.load(CONFIGS / f"{name}.py")
+        config.seed = self.seed
         if not self.smoke:
             return config
         with config.unlocked():
@@ -144,7 +152,7 @@ class _Job:
     def _claim(self) -> None:
         """Makes the folder this quick start's, or refuses."""
         path = self.folder / "quickstart.json"
-        mine = {"version": _version.__version__, "smoke": self.smoke}
+        mine = {"version": _version.__version__, "smoke": self.smoke, "seed": self.seed}
         mine["cards"] = {n: c.to_dict() for n, c in self.cards.items()}
         mine = json.loads(json.dumps(mine))
         if path.is_file():

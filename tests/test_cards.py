@@ -102,6 +102,15 @@ def test_networks_take_shape_and_classes_from_the_source():
     assert set(found.method.trained) == {"student", "fake_score", "discriminator"}
 
 
+def test_the_section_of_a_role_that_an_option_took_out_says_nothing():
+    config = cards.load(ROOT / "configs" / "digits" / "dmd2.py")
+    assert config.discriminator.betas[0] == 0.5
+    config.method.gan_weight = 0.0
+    found = cards.expand(config)
+    assert set(found.method.trained) == {"student", "fake_score"}
+    assert "discriminator" not in found.train.roles
+
+
 CHANGES = [
     ({"method": {"name": "scmm"}}, r"unknown method 'scmm'.*Did you mean 'scm'"),
     ({"method": {"guidence": 2.0}}, "option of method 'scm' 'guidence'.*'guidance'"),

@@ -34,12 +34,11 @@ def get_config():
         batch_size=256,
         student={
             "optimizer": "adamw",
-            "lr": 1e-3,
+            "lr": 5e-4,
             "schedule": {
                 "name": "warmup_cosine",
                 "warmup": 50,
                 "restart": 900,
-                "restart_factor": 0.5,
             },
             "clip": 1.0,
             "ema": 0.99,
