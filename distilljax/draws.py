@@ -78,10 +78,11 @@ class Rollout:
     def _maps(self, ctx: Context, path: Path, cond: Any) -> tuple[Any, Any]:
         """The student's map with and without gradient."""
         student = ctx.nets[self.role]
-        return tuple(
+        live, frozen = (
             net.flow_map(cond, path=path, two_time=self.two_time)
             for net in (student, student.detached())
         )
+        return live, frozen
 
     def _one_case(self, ctx: Context, path: Path) -> Array:
         live, frozen = self._maps(ctx, path, ctx.cond)

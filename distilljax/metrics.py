@@ -17,6 +17,8 @@ residual form ``direction + (sg(output) - output)``.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Protocol
 
@@ -117,4 +119,5 @@ class FeatureMetric:
             values = self.base(a, sg(b - a), 1)
             return jnp.mean(values, axis=tuple(range(1, values.ndim)))
 
-        return sum(jax.tree.leaves(jax.tree.map(distance, found, target)))
+        values = jax.tree.leaves(jax.tree.map(distance, found, target))
+        return functools.reduce(operator.add, values)

@@ -192,7 +192,7 @@ def sample(
         def advance(f: FlowMap) -> Array:
             f = f if hooks.guide is None else hooks.guide(f, index)
             eps = jnp.zeros_like(x)
-            if fresh:
+            if fresh and key is not None:
                 eps = jax.random.normal(
                     jax.random.fold_in(key, index), x.shape, x.dtype
                 )

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
@@ -336,6 +336,16 @@ def _stacked(times: Sequence[Time] | Array, x: Array, solver: Solver) -> Array:
                 f"times must fall for {type(solver).__name__} (it adds noise): {times}"
             )
     return jnp.stack(jnp.broadcast_arrays(*(jnp.asarray(t, dtype) for t in times)))
+
+
+@overload
+def solve(
+    *args: Any, trajectory: Literal[True], **options: Any
+) -> tuple[Array, Array]: ...
+
+
+@overload
+def solve(*args: Any, **options: Any) -> Array: ...
 
 
 def solve(

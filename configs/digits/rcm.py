@@ -39,6 +39,7 @@ def get_config():
                 "name": "warmup_cosine",
                 "warmup": 50,
                 "restart": 900,
+                "restart_factor": 0.4,
             },
             "clip": 1.0,
             "ema": 0.99,

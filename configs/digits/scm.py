@@ -16,7 +16,7 @@ def get_config():
         "scm",
         {
             "law": "LogNormal(0.0, 1.4)",
-            "warmup": "Ramp(200)",
+            "warmup": "Ramp(400)",
             "tangent": None,
             "learned_weight": False,
             # The linear path's times 1, 3/4, 1/2, 1/4 in TrigFlow's clock.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 
@@ -202,7 +205,7 @@ def follow_teacher(draw: TeacherTrajectory, weights: tuple[float, ...]) -> Phase
                 found["states"], found["times"], weights, strict=True
             )
         ]
-        return sum(values) / sum(weights)
+        return functools.reduce(operator.add, values) / sum(weights)
 
     term = Term("trajectory_end", regress_ends)
     return Phase("student", ("student",), (term,), {"trajectory": draw})
@@ -334,9 +337,10 @@ def gdmd(
             )
             for c, a in zip(gaps, advantages, strict=True)
         ]
-        values = sum(losses.regress(c) for c in weighted) / targets
+        values = [losses.regress(c) for c in weighted]
         return Out(
-            values, {"reward": jnp.mean(scores), "reward_spread": jnp.mean(spread)}
+            functools.reduce(operator.add, values) / targets,
+            {"reward": jnp.mean(scores), "reward_spread": jnp.mean(spread)},
         )
 
     fit = fit_score("fake_score", "x", critic_law, path)

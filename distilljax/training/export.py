@@ -25,7 +25,7 @@ def save_params(path: str | os.PathLike, params: Any) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".tmp.npz")
     flat = {name: np.asarray(leaf) for name, leaf in leaves(params).items()}
-    np.savez(part, **flat)
+    np.savez(part, allow_pickle=False, **flat)
     os.replace(part, path)
     return path
 
