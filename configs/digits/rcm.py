@@ -22,7 +22,7 @@ def get_config():
             "steps": (4,),
             "critic_steps": 2,
             "dmd_law": "central(0.02)",
-            "scm_options": {"warmup": "Ramp(200)", "tangent": None},
+            "scm_options": {"warmup": "Ramp(400)", "tangent": None},
             "dmd_options": {
                 "path": "linear()",
                 "slots": (6, 3, 3, 4),

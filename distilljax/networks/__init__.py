@@ -1,6 +1,7 @@
 """Networks as pure functions of their parameters, and the adapter that makes them."""
 
 from distilljax.networks.adapter import functionalize
+from distilljax.networks.dit import dit
 from distilljax.networks.embeddings import Frequencies
 from distilljax.networks.heads import head, log_weight, taps_shape
 from distilljax.networks.mlp import MLP, mlp
@@ -8,6 +9,7 @@ from distilljax.networks.mlp import MLP, mlp
 __all__ = [
     "MLP",
     "Frequencies",
+    "dit",
     "functionalize",
     "head",
     "log_weight",

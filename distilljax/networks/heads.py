@@ -18,7 +18,7 @@ from distilljax.networks.embeddings import (
     log_clock,
     sinusoids,
 )
-from distilljax.networks.mlp import layer_norm
+from distilljax.networks.norms import layer_norm
 from distilljax.paths import Path
 
 Array = jax.Array

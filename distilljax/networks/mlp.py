@@ -23,18 +23,11 @@ from distilljax.networks.embeddings import (
     log_clock,
     null_condition,
 )
+from distilljax.networks.norms import layer_norm
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
 
 Array = jax.Array
-
-
-def layer_norm(x: Array, eps: float = 1e-6) -> Array:
-    """``(x - mean) / std`` over the last axis, statistics in at least float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - wide.mean(-1, keepdims=True)
-    variance = (centred * centred).mean(-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
 
 
 class Block(nnx.Module):

@@ -16,7 +16,9 @@ def filled(network, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
 
     def one(leaf):
-        scale = 1.0 / np.sqrt(leaf.shape[0]) if leaf.ndim > 1 else 0.2
+        # Kernels [in, out], stacks of them, and convolutions [k, k, in, out].
+        inputs = np.prod(leaf.shape[-4:-1]) if leaf.ndim > 3 else leaf.shape[-2:][0]
+        scale = 1.0 / np.sqrt(inputs) if leaf.ndim > 1 else 0.2
         return jnp.asarray(scale * rng.standard_normal(leaf.shape), dtype)
 
     return jax.tree.map(one, jax.eval_shape(network.init, jax.random.key(0)))

@@ -1,0 +1,114 @@
+"""Conditions of image networks: a vector, an image, or a dict with both.
+
+A vector condition is a label or an embedding; an image condition is joined to the state
+along the channels. A network with one kind takes it plainly, one with several takes
+``{"label" | "embedding": ..., "image": ...}``. Missing conditions are null conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from distilljax.networks.embeddings import ConditionEmbedding, null_condition
+
+Array = jax.Array
+
+
+class Conditions(nnx.Module):
+    """What a condition adds: a vector, and channels beside the state.
+
+    Args:
+      size: features of the vector.
+      num_classes: for labels ``[B]``.
+      features: ``d`` of embeddings ``[B, d]``.
+      image_channels: ``c`` of images ``[B, h, w, c]``; smaller ones are enlarged to the
+        state's size by repetition.
+      rngs: initialisation keys.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        num_classes: int | None = None,
+        features: int | None = None,
+        image_channels: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.vector = ConditionEmbedding(
+            size, num_classes=num_classes, features=features, rngs=rngs
+        )
+        self.key = vector_key(num_classes, features)
+        self.image_channels = image_channels or 0
+
+    def __call__(self, cond: Any, x: Array) -> tuple[Array | float, tuple[Array, ...]]:
+        """``(vector [B, size] or 0, () or (image [B, H, W, c],))`` beside a state.
+
+        Raises:
+          ValueError: on a condition that is not what the network was built for.
+        """
+        vector, image = self._split(cond)
+        added = self.vector(vector)
+        if not self.image_channels:
+            return added, ()
+        shape = (*x.shape[:3], self.image_channels)
+        if image is None:
+            return added, (jnp.zeros(shape, x.dtype),)
+        rows, columns = (
+            a // max(b, 1) for a, b in zip(shape[1:3], image.shape[1:3], strict=True)
+        )
+        if image.ndim == 4:
+            image = image.repeat(max(rows, 1), 1).repeat(max(columns, 1), 2)
+        if image.shape != shape:
+            raise ValueError(
+                f"the condition's image must be {shape} or a whole part of it along "
+                f"height and width, got {image.shape}"
+            )
+        return added, (image.astype(x.dtype),)
+
+    def _split(self, cond: Any) -> tuple[Any, Any]:
+        if self.key is None or not self.image_channels:
+            return (None, cond) if self.image_channels else (cond, None)
+        if cond is None:
+            return None, None
+        if not isinstance(cond, dict) or set(cond) - {self.key, "image"}:
+            got = sorted(cond) if isinstance(cond, dict) else type(cond).__name__
+            raise ValueError(
+                f"cond must be a dict with {self.key!r} and 'image', got {got}"
+            )
+        return cond.get(self.key), cond.get("image")
+
+
+def vector_key(num_classes: int | None, features: int | None) -> str | None:
+    """How a dict of conditions calls the vector."""
+    if num_classes is not None:
+        return "label"
+    return None if features is None else "embedding"
+
+
+def null_conditions(
+    num_classes: int | None = None,
+    features: int | None = None,
+    image_channels: int | None = None,
+) -> Callable[[Any], Any] | None:
+    """The null condition that goes with `Conditions`, as a function.
+
+    With a vector and an image only the vector becomes null: guidance of restoration and
+    editing models keeps the image.
+    """
+    vector = null_condition(num_classes, features)
+    key = vector_key(num_classes, features)
+    if not image_channels:
+        return vector
+    if vector is None or key is None:
+        return lambda cond: None if cond is None else jnp.zeros_like(cond)
+
+    def null(cond: Any) -> Any:
+        return None if cond is None else {**cond, key: vector(cond[key])}
+
+    return null
