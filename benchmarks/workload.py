@@ -69,7 +69,7 @@ def card(name: str, scale: Scale, **options: Any) -> Work:
     plain["cycles"] = 10**6
     plain["checkpoint"]["every"] = 0
     if scale.tiny:
-        plain["batch_size"] = 80
+        plain["batch_size"] = 208
         for spec in plain["networks"].values():
             spec.update(SMALL if spec["name"] == "mlp" else {})
     found = cards.expand(plain)

@@ -140,7 +140,7 @@ class _Job:
         with config.unlocked():
             config.cycles = _SMOKE_CYCLES.get(name, 12)
             # Divisible by the slots of every card.
-            config.batch_size = 80
+            config.batch_size = 208
             for network in config.networks.values():
                 if network.name == "mlp":
                     network.update(_SMOKE_SIZES)
