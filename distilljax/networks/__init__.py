@@ -5,6 +5,7 @@ from distilljax.networks.dit import dit
 from distilljax.networks.embeddings import Frequencies
 from distilljax.networks.heads import head, log_weight, taps_shape
 from distilljax.networks.mlp import MLP, mlp
+from distilljax.networks.unet import unet
 
 __all__ = [
     "MLP",
@@ -15,4 +16,5 @@ __all__ = [
     "log_weight",
     "mlp",
     "taps_shape",
+    "unet",
 ]
