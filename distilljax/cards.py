@@ -34,6 +34,8 @@ from distilljax.training.config import RoleConfig, TrainConfig
 SOURCES = {"digits": sources.digits, "mixture": sources.mixture}
 BUILDERS = {
     "mlp": networks.mlp,
+    "dit": networks.dit,
+    "unet": networks.unet,
     "head": networks.head,
     "log_weight": networks.log_weight,
 }
@@ -234,7 +236,7 @@ def _taken(
 ) -> dict[str, Any]:
     """What a network takes from the source and the backbone unless the card says so."""
     shape, classes = tuple(source.sample_shape), source.num_classes
-    if spec.get("name") == "mlp":
+    if spec.get("name") in ("mlp", "dit", "unet"):
         return {"sample_shape": shape, "num_classes": classes}
     if spec.get("name") == "head":
         cond = None if classes is None else jnp.zeros((1,), jnp.int32)
