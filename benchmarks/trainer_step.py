@@ -109,7 +109,7 @@ def update(
         value, grads = jax.value_and_grad(loss)(
             state.params, teacher, x0, cond, t, eps, state.step
         )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
         grads = jax.tree.map(lambda g: factor * g, grads)

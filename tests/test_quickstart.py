@@ -105,9 +105,9 @@ def test_the_report_holds_what_the_reader_needs(smoke):
         assert all(0 <= row[k] <= 1 for k in ("accuracy", "precision", "recall"))
         assert row["train_seconds"] > 0
         assert row["copies"] is False
-    # One forward and one backward a sample: 60 cycles of 80 samples.
+    # One forward and one backward a sample: 60 cycles of 208 samples.
     assert report["teacher"]["network_evaluations"] == pytest.approx(
-        3 * 60 * 80, rel=0.1
+        3 * 60 * 208, rel=0.1
     )
     assert report["protocol"]["smoke"] is True
 

@@ -109,6 +109,20 @@ def test_grids_fall_from_noise_to_data(steps, name):
     assert times.EvenGrid(0.8)(steps, path)[0] == pytest.approx(0.8 * path.t_max)
 
 
+@pytest.mark.parametrize("name", sorted(PATHS))
+@pytest.mark.parametrize("grid", [times.EvenGrid(), times.KarrasGrid()])
+def test_grids_are_numbers_inside_a_traced_loss(grid, name):
+    found = []
+
+    @jax.jit
+    def loss(x):
+        found.append(grid(4, PATHS[name]))
+        return x
+
+    loss(1.0)
+    assert found[0] == grid(4, PATHS[name])
+
+
 def test_the_grid_of_edm():
     n, low, high = 18, 0.002, 80.0
     t = times.KarrasGrid()(n, paths.edm())

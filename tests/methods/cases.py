@@ -105,9 +105,11 @@ def params(
     return given
 
 
-def setup(name: str, *, batch_size: int = 16, nets=None, **train: Any):
-    """``(setup, state, frozen)`` of a method."""
-    built = method(name)
+def setup(
+    name: str, *, batch_size: int = 16, nets=None, built: Method | None = None, **train
+):
+    """``(setup, state, frozen)`` of a method, by default under its small settings."""
+    built = method(name) if built is None else built
     nets = networks() if nets is None else nets
     config = TrainConfig.of(
         {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilljax import methods
 from distilljax.method import Out, batches
 from distilljax.methods import CATALOGUE
 from distilljax.training.cycle import build_cycle
@@ -134,6 +136,17 @@ def moved(state):
         for leaf, k in zip(leaves, keys, strict=True)
     ]
     return state._replace(params=jax.tree.unflatten(tree, new))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_defaults_trace(name):
+    """The small settings of the other tests must not hide a default that fails."""
+    setup, state, frozen = cases.setup(name, built=methods.build(name))
+    for phases in (setup.method.phases, *(s.phases for s in setup.method.stages)):
+        data = jax.eval_shape(lambda n=batches(phases): cases.batch(n))
+        after, metrics = jax.eval_shape(build_cycle(setup, phases), state, frozen, data)
+        assert "student/loss" in metrics
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_every_term_moves_a_trained_role(case):
