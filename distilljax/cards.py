@@ -26,12 +26,16 @@ from ml_collections import ConfigDict
 
 from distilljax import methods, networks, specs
 from distilljax.binding import Network
-from distilljax.data import sources
+from distilljax.data import files, sources
 from distilljax.errors import unknown
 from distilljax.method import Method
 from distilljax.training.config import RoleConfig, TrainConfig
 
-SOURCES = {"digits": sources.digits, "mixture": sources.mixture}
+SOURCES = {
+    "digits": sources.digits,
+    "mixture": sources.mixture,
+    "npz": files.npz,
+}
 BUILDERS = {
     "mlp": networks.mlp,
     "dit": networks.dit,
@@ -124,20 +128,67 @@ def digits_card(
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
-    built: dict[str, dict[str, Any]] = {"backbone": {"name": "mlp"}}
-    roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
-    if second_time:
-        built["student"] = {"name": "mlp", "second_time": True}
-    if "discriminator" in roles:
-        built["discriminator"] = {"name": "head"}
-    if "log_weight" in roles:
-        built["log_weight"] = {"name": "log_weight"}
+    built = _players(method, options, {"name": "mlp"}, second_time)
     settings = {
         "log_every": 20,
         "checkpoint": {"every": 500, "keep": 2},
         **train,
     }
     return card(method, options, source={"name": "digits"}, networks=built, **settings)
+
+
+def _players(
+    method: str,
+    options: Mapping[str, Any] | None,
+    network: Mapping[str, Any],
+    second_time: bool,
+) -> dict[str, dict[str, Any]]:
+    """Sections of the networks that a method wants around one kind of network."""
+    built = {"backbone": dict(network)}
+    roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
+    if second_time:
+        built["student"] = {**network, "second_time": True}
+    if "discriminator" in roles:
+        built["discriminator"] = {"name": "head"}
+    if "log_weight" in roles:
+        built["log_weight"] = {"name": "log_weight"}
+    return built
+
+
+def npz_card(
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    data: str,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    network: Mapping[str, Any],
+    images: bool = True,
+    second_time: bool = False,
+    **train: Any,
+) -> ConfigDict:
+    """A card on labelled images or latents of an ``.npz`` file; see `card`.
+
+    Args:
+      method: registry id.
+      options: options of its factory.
+      data: path of the file, see `data.npz`.
+      sample_shape: of one sample.
+      num_classes: of its labels.
+      network: section of the network that all roles share.
+      images: whether samples are images in [-1, 1].
+      second_time: whether the student is told the end time.
+      **train: see `card`.
+    """
+    built = _players(method, options, network, second_time)
+    source = {
+        "name": "npz",
+        "path": data,
+        "sample_shape": sample_shape,
+        "num_classes": num_classes,
+        "images": images,
+    }
+    return card(method, options, source=source, networks=built, **train)
 
 
 def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,11 +219,12 @@ def _readable(value: Any) -> bool:
         return False
 
 
-def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
+def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Experiment:
     """The objects of a card.
 
     Args:
       config: a card, or its plain dicts.
+      source: in place of the one that the card names.
 
     Returns:
       The experiment.
@@ -186,7 +238,8 @@ def expand(config: Mapping[str, Any] | ConfigDict) -> Experiment:
             raise ValueError(f"a card needs {key!r}; it has {sorted(plain)}")
     options = dict(plain["method"])
     method = methods.build(options.pop("name"), **specs.resolve(options))
-    source = _make("source", plain["source"], SOURCES)
+    if source is None:
+        source = _make("source", plain["source"], SOURCES)
     built: dict[str, Network] = {}
     for key in sorted(plain["networks"], key=lambda k: k != "backbone"):
         spec = dict(plain["networks"][key])
@@ -223,6 +276,27 @@ ALL_ROLES = (
     "log_weight",
     "target",
 )
+
+
+class Outline(NamedTuple):
+    """What is known of a source without its data.
+
+    Attributes:
+      sample_shape: shape of one ``x0``.
+      num_classes: of the labels, or None.
+    """
+
+    sample_shape: tuple[int, ...]
+    num_classes: int | None
+
+
+def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
+    """The outline of a card's source; data in a file need not be there."""
+    section = dict(config["source"])
+    if "sample_shape" in section:
+        return Outline(tuple(section["sample_shape"]), section.get("num_classes"))
+    source = _make("source", section, SOURCES)
+    return Outline(tuple(source.sample_shape), source.num_classes)
 
 
 def _copy(value: Any) -> Any:

@@ -28,6 +28,12 @@ def small(method="scm", options=None, **changes):
     return cards.card(method, plain if options is None else options, **values)
 
 
+def expanded(config):
+    """A card's objects; files of data are not there."""
+    in_file = config["source"]["name"] == "npz"
+    return cards.expand(config, source=cards.outline(config) if in_file else None)
+
+
 def test_there_are_cards():
     assert len(FILES) >= 5
 
@@ -35,13 +41,13 @@ def test_there_are_cards():
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_every_card_expands(path):
     config = cards.load(path)
-    found = cards.expand(config)
+    found = expanded(config)
     assert found.method.name == config.method.name
     assert set(found.train.roles) == set(found.method.trained)
     for role in found.method.roles.values():
         assert role.network in found.networks
     # Plain values: the record of a run holds them as JSON and reads them back.
-    again = cards.expand(found.config)
+    again = expanded(found.config)
     assert again.train == found.train
     assert again.source == found.source
 
@@ -55,7 +61,7 @@ def test_every_card_says_command_hardware_cost_and_result(path):
     assert ROOT / command.group(1) == path
     for word in ("Hardware: ", "Cost: ", "Expected: ", "Reproduces: "):
         assert word in text, word
-    teacher = "teacher" in cards.expand(cards.load(path)).method.roles
+    teacher = "teacher" in expanded(cards.load(path)).method.roles
     assert ("--teacher=" in command.group(2)) == teacher
 
 

@@ -1,5 +1,6 @@
 """Sources of samples and the pipeline that batches them."""
 
+from distilljax.data.files import npz
 from distilljax.data.labels import interleaved_labels, label_counts
 from distilljax.data.pipeline import batches
 from distilljax.data.sources import (
@@ -22,5 +23,6 @@ __all__ = [
     "interleaved_labels",
     "label_counts",
     "mixture",
+    "npz",
     "planar_mixture",
 ]

@@ -1,0 +1,200 @@
+"""Training cycles compiled for accelerators that are not there.
+
+The `libtpu` package compiles for named topologies on any Linux machine, so that a card
+can be shown to fit its chips before anybody waits for them:
+
+    distilljax compile --config=configs/cifar10/scm.py --topology=v5e:4x4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from distilljax.binding import Network
+from distilljax.errors import unknown
+from distilljax.method import Method, batches
+from distilljax.training.config import TrainConfig
+from distilljax.training.cost import matmul_flops
+from distilljax.training.cycle import build_cycle, run_cycle
+from distilljax.training.roles import Setup, make_setup, sharding
+from distilljax.training.state import abstract, frozen_roles
+
+# Memory of a chip in GiB, as its vendor states it.
+MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "reduce-scatter",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiled cycle needs of every chip.
+
+    Attributes:
+      method: name of the method.
+      topology: name of the chips, for example ``v5e:4x4``.
+      chips: their number.
+      arguments: bytes of state, frozen parameters and batch.
+      temporaries: bytes of everything in between.
+      limit: bytes that a chip has.
+      flops: of matrix products of a cycle over all chips, loops counted as often as
+        they run.
+      collectives: how often the program holds each kind; those inside a loop once.
+      seconds: that compilation took.
+    """
+
+    method: str
+    topology: str
+    chips: int
+    arguments: int
+    temporaries: int
+    limit: int
+    flops: int
+    collectives: Mapping[str, int]
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether arguments and temporaries fit the memory of a chip."""
+        return self.arguments + self.temporaries <= self.limit
+
+    def __str__(self) -> str:
+        gib = 2.0**30
+        found = ", ".join(f"{n} {c}" for n, c in sorted(self.collectives.items()))
+        return (
+            f"{self.method} on {self.topology} ({self.chips} chips): "
+            f"{self.arguments / gib:.2f} GiB state and batch + "
+            f"{self.temporaries / gib:.2f} GiB temporaries of {self.limit / gib:.0f} "
+            f"GiB a chip, {'fits' if self.fits else 'DOES NOT FIT'}; "
+            f"{self.flops / 1e12:.2f} TFLOP a cycle; {found or 'no collectives'}; "
+            f"compiled in {self.seconds:.0f} s"
+        )
+
+
+def topology_mesh(topology: str) -> Mesh:
+    """A mesh with one axis ``data`` over the chips of a topology that is not there.
+
+    Args:
+      topology: ``<chip>:<a>x<b>[x<c>]``: ``v5e:4x4``, ``v6e:4x4``, ``v5p:2x2x2``.
+
+    Raises:
+      ValueError: for an unknown chip.
+      RuntimeError: without the package `libtpu`.
+    """
+    chip = topology.partition(":")[0]
+    if chip not in MEMORY:
+        raise ValueError(unknown("chip", chip, MEMORY))
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:
+        raise RuntimeError(
+            f"topology {topology!r} cannot be had ({error}); compiling for TPUs needs "
+            "the package libtpu: pip install 'jax[tpu]'"
+        ) from error
+    devices = np.asarray(found.devices)
+    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+
+
+def _shapes(setup: Setup, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
+    """Shapes with shardings of ``(state, frozen, batch)`` of the last phases."""
+    assert setup.mesh is not None
+    given = {
+        name: jax.eval_shape(setup.networks[name].init, jax.random.key(0))
+        for name, role in setup.method.roles.items()
+        if role.derive is None
+    }
+    place, over = setup.replicated, sharding(setup.mesh, None, None, "data")
+    frozen = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        {name: given[name] for name in frozen_roles(setup)},
+    )
+    size = setup.config.batch_size // setup.stacked
+    lead = (batches(setup.method.phases), setup.stacked, size)
+    fields = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            (*lead, *leaf.shape), leaf.dtype, sharding=over
+        ),
+        dict(batch),
+    )
+    return abstract(setup, given), frozen, fields
+
+
+def compile_ahead(
+    method: Method,
+    networks: Mapping[str, Network],
+    config: TrainConfig,
+    *,
+    sample: Mapping[str, Any],
+    topology: str = "v5e:4x4",
+) -> Compiled:
+    """Compiles the cycle of a method for chips that need not be there.
+
+    Args:
+      method: the method; its own phases, not those of a stage.
+      networks: by key.
+      config: of the run; its mesh is replaced by all chips of the topology.
+      sample: shapes of one sample by field, ``jax.ShapeDtypeStruct``, ``x0`` among
+        them.
+      topology: see `topology_mesh`.
+
+    Returns:
+      What the program needs.
+
+    Raises:
+      ValueError: for an unknown chip, or a batch that the chips do not divide.
+      RuntimeError: without the package `libtpu`.
+    """
+    mesh = topology_mesh(topology)
+    config = dataclasses.replace(config, mesh={"data": mesh.size})
+    setup = make_setup(method, networks, config, sample["x0"].shape, mesh)
+    arguments = _shapes(setup, sample)
+    began = time.perf_counter()
+    compiled = build_cycle(setup, method.phases).lower(*arguments).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    text = compiled.as_text()
+    found = {
+        name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES
+    }
+    local = functools.partial(run_cycle, setup, method.phases)
+    return Compiled(
+        method=method.name,
+        topology=topology,
+        chips=mesh.size,
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        limit=MEMORY[topology.partition(":")[0]] * 2**30,
+        flops=matmul_flops(local, *arguments),
+        collectives={name: count for name, count in found.items() if count},
+        seconds=seconds,
+    )
+
+
+def label_sample(shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a sample with a label, see `compile_ahead`."""
+    return {
+        "x0": jax.ShapeDtypeStruct(shape, jnp.float32),
+        "cond": jax.ShapeDtypeStruct((), jnp.int32),
+    }
