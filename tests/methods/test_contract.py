@@ -1,6 +1,7 @@
 """The contract of every registered method, one table."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -48,60 +49,116 @@ class Permuted:
         return getattr(self._setup, name)
 
 
-def jitted(setup, phase, constrain=None):
-    """`values` as one program of state, frozen parameters and data."""
-    return jax.jit(lambda s, f, d: values(setup, s, f, phase, d, constrain))
+ORDER = jnp.asarray(np.random.default_rng(0).permutation(16))
 
 
 def one(data):
     return {name: value[0, 0] for name, value in data.items()}
 
 
+def permuted(x):
+    return x[ORDER] if x.ndim and x.shape[0] == 16 else x
+
+
+def half(network):
+    """The network in bfloat16, its parameters and results in float32."""
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        params, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
+        out = network.apply(params, x, t, cond, s, **options)
+        return jax.tree.map(lambda a: a.astype(jnp.float32), out)
+
+    return dataclasses.replace(network, apply=apply)
+
+
+def moved(state):
+    """A state whose roles have left their common start."""
+    leaves, tree = jax.tree.flatten(state.params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    new = [
+        leaf + 0.1 * jax.random.normal(k, leaf.shape)
+        for leaf, k in zip(leaves, keys, strict=True)
+    ]
+    return state._replace(params=jax.tree.unflatten(tree, new))
+
+
+class Case:
+    """A method with what one program says of all its phases, made once."""
+
+    def __init__(self, name):
+        self.name = name
+        self.setup, self.state, self.frozen = cases.setup(name)
+        backbone = toy.mlp(cases.SHAPE, second_time=True, num_classes=cases.CLASSES)
+        other = cases.setup(name, nets=cases.networks(backbone=half(backbone)))
+        self.phases = [p for p in self.setup.method.phases if p.terms]
+        self.data = one(cases.batch(1))
+        self.halves = other[0]
+
+    @functools.cached_property
+    def found(self):
+        """Per phase: values plain, permuted and in half precision, and gradients."""
+        shuffled = {key: value[ORDER] for key, value in self.data.items()}
+
+        def everything(state, away, frozen, data, shuffled):
+            out = []
+            for phase in self.phases:
+
+                def means(trained, phase=phase):
+                    found = values(self.setup, away, frozen, phase, data, None, trained)
+                    return {term: jnp.mean(value) for term, value in found.items()}
+
+                trained = {role: away.params[role] for role in phase.trains}
+                out.append(
+                    {
+                        "plain": values(self.setup, state, frozen, phase, data),
+                        "permuted": values(
+                            self.setup, state, frozen, phase, shuffled, permuted
+                        ),
+                        "half": values(self.halves, state, frozen, phase, data),
+                        "grads": jax.jacrev(means)(trained),
+                    }
+                )
+            return out
+
+        return jax.jit(everything)(
+            self.state, moved(self.state), self.frozen, self.data, shuffled
+        )
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def case(request):
-    setup, state, frozen = cases.setup(request.param)
-    return request.param, setup, state, frozen
+    return Case(request.param)
 
 
 def test_samples_do_not_see_their_neighbours(case):
     """Permuting data and draws permutes the values, except of coupled terms."""
-    name, setup, state, frozen = case
-    if any(
-        getattr(d, "slots", None) for p in setup.method.phases for d in p.draws.values()
-    ):
+    if any(getattr(d, "slots", None) for p in case.phases for d in p.draws.values()):
         pytest.fail("use a case without slots here")
-    order = jnp.asarray(np.random.default_rng(0).permutation(16))
-    data = one(cases.batch(1))
-    moved = {key: value[order] for key, value in data.items()}
-
-    def constrain(x):
-        return x[order] if x.ndim and x.shape[0] == 16 else x
-
-    for phase in setup.method.phases:
-        plain = jitted(setup, phase)(state, frozen, data)
-        other = jitted(setup, phase, constrain)(state, frozen, moved)
+    for phase, found in zip(case.phases, case.found, strict=True):
         for term in phase.terms:
             if not term.coupled:
                 np.testing.assert_allclose(
-                    plain[term.name][order], other[term.name], rtol=2e-3, atol=1e-5
+                    found["plain"][term.name][ORDER],
+                    found["permuted"][term.name],
+                    rtol=2e-3,
+                    atol=1e-5,
                 )
 
 
 def test_values_are_finite_with_the_batch_first_and_jit_equals_eager(case):
-    name, setup, state, frozen = case
-    data = one(cases.batch(1))
-    for phase in setup.method.phases:
-        eager = values(setup, state, frozen, phase, data)
-        compiled = jitted(setup, phase)(state, frozen, data)
+    for phase, found in zip(case.phases, case.found, strict=True):
+        eager = values(case.setup, case.state, case.frozen, phase, case.data)
         for term, value in eager.items():
-            assert value.shape[:1] == (16,), (name, term)
+            assert value.shape[:1] == (16,), (case.name, term)
             assert value.dtype == jnp.float32
             assert bool(jnp.all(jnp.isfinite(value)))
-            np.testing.assert_allclose(value, compiled[term], rtol=2e-3, atol=1e-4)
+            np.testing.assert_allclose(
+                value, found["plain"][term], rtol=2e-3, atol=1e-4
+            )
 
 
 def test_one_program_moves_declared_roles_only_and_the_teacher_lives(case):
-    name, setup, state, frozen = case
+    setup, state, frozen = case.setup, case.state, case.frozen
     before = jax.tree.map(np.asarray, frozen)
     start = jax.tree.map(np.asarray, state.params)
     cycle = build_cycle(setup, setup.method.phases)
@@ -127,17 +184,6 @@ def test_one_program_moves_declared_roles_only_and_the_teacher_lives(case):
         assert float(metrics[f"grad_norm/{role}"]) > 0
 
 
-def moved(state):
-    """A state whose roles have left their common start."""
-    leaves, tree = jax.tree.flatten(state.params)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    new = [
-        leaf + 0.1 * jax.random.normal(k, leaf.shape)
-        for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return state._replace(params=jax.tree.unflatten(tree, new))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_papers_defaults_trace(name):
     """The small settings of the other tests must not hide a default that fails."""
@@ -150,48 +196,25 @@ def test_the_papers_defaults_trace(name):
 
 
 def test_every_term_moves_a_trained_role(case):
-    name, setup, state, frozen = case
-    data, state = one(cases.batch(1)), moved(state)
-    for phase in setup.method.phases:
-        trained = {role: state.params[role] for role in phase.trains}
-
-        def means(trained, phase=phase):
-            found = values(setup, state, frozen, phase, data, params=trained)
-            return {term: jnp.mean(value) for term, value in found.items()}
-
-        for term, grads in jax.jit(jax.jacrev(means))(trained).items():
+    for found in case.found:
+        for term, grads in found["grads"].items():
             sizes = [float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)]
             assert np.all(np.isfinite(sizes)), term
             assert max(sizes) > 1e-6, term
 
 
 def test_half_precision_stays_close(case):
-    name, setup, state, frozen = case
-    exact = toy.mlp(cases.SHAPE, second_time=True, num_classes=cases.CLASSES)
-
-    def apply(params, x, t, cond=None, s=None, **options):
-        params, x = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (params, x))
-        out = exact.apply(params, x, t, cond, s, **options)
-        return jax.tree.map(lambda a: a.astype(jnp.float32), out)
-
-    half = dataclasses.replace(exact, apply=apply)
-    nets = cases.networks(backbone=half)
-    other, _, _ = cases.setup(name, nets=nets)
-    data = one(cases.batch(1))
-    for phase in setup.method.phases:
-        a = jitted(setup, phase)(state, frozen, data)
-        b = jitted(other, phase)(state, frozen, data)
-        for term in a:
-            mean = float(jnp.mean(jnp.abs(a[term])))
-            assert float(jnp.mean(jnp.abs(a[term] - b[term]))) < 0.15 * mean + 1e-3, (
-                term
-            )
+    for found in case.found:
+        for term, value in found["plain"].items():
+            mean = float(jnp.mean(jnp.abs(value)))
+            error = float(jnp.mean(jnp.abs(value - found["half"][term])))
+            assert error < 0.15 * mean + 1e-3, term
 
 
 def test_students_start_as_their_teacher(case):
-    name, setup, state, frozen = case
+    setup, state, frozen = case.setup, case.state, case.frozen
     if "teacher" not in setup.method.roles:
-        assert not CATALOGUE[name].teacher
+        assert not CATALOGUE[case.name].teacher
         return
     from distilljax.binding import Bound
 
