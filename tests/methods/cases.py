@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from distilljax import methods
 from distilljax.binding import Network
 from distilljax.method import Method
-from distilljax.times import EvenGrid, LogitNormal, Pair
+from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import create_frozen, create_state
@@ -41,6 +41,16 @@ CASES = {
     "mean_flow": Case(
         {"law": Pair(LogitNormal(-0.4, 1.0), 0.25, 0.3, 0.2), "p": 0.5, "guidance": 1.5}
     ),
+    "shortcut": Case(
+        {"levels": 4, "share": 0.5, "target_decay": 0.95, "guidance": 1.5}
+    ),
+    "ayf_emd": Case({"warmup": Ramp(100, 0.0, 0.99), "autoguidance": True}),
+    "ayf_lmd": Case({"guidance": 1.5}),
+    "ctm": Case(
+        {"segments": 8, "grid": EvenGrid(), "guidance": 1.5, "target_decay": 0.95}
+    ),
+    "progressive": Case({"steps": (4, 2, 1), "round_cycles": 100}),
+    "reflow": Case({"substeps": 8, "guidance": 1.5}),
     "dmd2": Case({"critic_steps": 2, "gan_weight": 0.01, "steps": (1, 2)}),
     "sid": Case({"critic_steps": 2}),
     "rcm": Case({"warmup": 0, "critic_steps": 2, "steps": (1, 2)}),

@@ -51,11 +51,14 @@ def train(method, nets, params, cycles, lr, seed=0):
     )
     setup = make_setup(method, nets, config, cases.SHAPE)
     state, frozen = create_state(setup, params), create_frozen(setup, params)
-    cycle = build_cycle(setup, method.phases)
-    count = batches(method.phases)
-    draw = jax.jit(lambda key: data(key, (count, 1, BATCH)))
+    draw = jax.jit(data, static_argnums=1)
+    phases = ()
     for i in range(cycles):
-        x0, cond = draw(jax.random.fold_in(jax.random.key(seed), i))
+        if method.phases_at(i) is not phases:
+            phases = method.phases_at(i)
+            cycle = build_cycle(setup, phases)
+        shape = (batches(phases), 1, BATCH)
+        x0, cond = draw(jax.random.fold_in(jax.random.key(seed), i), shape)
         state, metrics = cycle(state, frozen, {"x0": x0, "cond": cond})
     assert float(metrics["skipped/student"]) == 0
     return state.params["student"]
