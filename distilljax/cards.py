@@ -36,6 +36,7 @@ BUILDERS = {
     "mlp": networks.mlp,
     "head": networks.head,
     "log_weight": networks.log_weight,
+    "policy": networks.policy,
 }
 FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
 _OWN = ("method", "source", "networks", "teacher")
@@ -125,11 +126,16 @@ def digits_card(
     built: dict[str, dict[str, Any]] = {"backbone": {"name": "mlp"}}
     roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
     if second_time:
-        built["student"] = {"name": "mlp", "second_time": True}
+        # A target has the parameters of its student.
+        for role in ("student", "target"):
+            if role in roles:
+                built[role] = {"name": "mlp", "second_time": True}
     if "discriminator" in roles:
         built["discriminator"] = {"name": "head"}
     if "log_weight" in roles:
         built["log_weight"] = {"name": "log_weight"}
+    if roles["student"].network == "policy":
+        built["policy"] = {"name": "policy"}
     settings = {
         "log_every": 20,
         "checkpoint": {"every": 500, "keep": 2},
@@ -236,6 +242,8 @@ def _taken(
     shape, classes = tuple(source.sample_shape), source.num_classes
     if spec.get("name") == "mlp":
         return {"sample_shape": shape, "num_classes": classes}
+    if spec.get("name") == "policy":
+        return {"backbone": built["backbone"], "sample_shape": shape}
     if spec.get("name") == "head":
         cond = None if classes is None else jnp.zeros((1,), jnp.int32)
         taps = networks.taps_shape(built["backbone"], shape, cond)

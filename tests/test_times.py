@@ -159,6 +159,11 @@ def test_impossible_grids_are_refused(call, text):
         call()
 
 
+def test_a_switch_has_two_values():
+    switch = times.Switch(3, 0.5, 2.0)
+    assert [float(times.value_at(switch, i)) for i in (0, 2, 3, 9)] == [0.5, 0.5, 2, 2]
+
+
 def test_schedules():
     ramp = times.Ramp(10, 1.0, 3.0)
     assert [float(times.value_at(ramp, k)) for k in (0, 5, 10, 99)] == [1, 2, 3, 3]

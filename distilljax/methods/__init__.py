@@ -14,6 +14,7 @@ from distilljax.methods.composed import RCM, rcm
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
+from distilljax.methods.policy import PI_FLOW, pi_flow
 from distilljax.methods.regression import FLOW_MATCHING, flow_matching
 from distilljax.methods.trajectories import (
     CTM,
@@ -44,6 +45,7 @@ __all__ = [
     "flow_matching",
     "gdmd",
     "mean_flow",
+    "pi_flow",
     "progressive",
     "rcm",
     "reflow",
@@ -132,6 +134,12 @@ CATALOGUE = {
         REFLOW,
         "trajectory",
         "flow matching on the teacher's pairs of noise and image",
+    ),
+    "pi_flow": Entry(
+        pi_flow,
+        PI_FLOW,
+        "trajectory",
+        "one evaluation emits a policy whose path imitates the teacher",
     ),
     "dmd2": Entry(
         dmd2,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from distilljax import losses, transforms
 from distilljax.context import Context
@@ -52,7 +53,6 @@ CTM = Citation(
     "Kim, Lai, Liao, Murata, Takida, Uesaka, He, Mitsufuji, Ermon",
     2023,
     "arXiv:2310.02279",
-    "section 3",
 )
 PROGRESSIVE = Citation(
     "progressive",
@@ -92,17 +92,20 @@ class Balanced:
 
     def __call__(self, grads: Mapping[str, Any], step: Array) -> Any:
         total = grads[self.lead]
-        size = optax.tree.norm(total)
+        size = _norm(total)
         for name in sorted(set(grads) - {self.lead}):
-            ratio = jnp.minimum(
-                size / (optax.tree.norm(grads[name]) + 1e-4), self.limit
-            )
+            ratio = jnp.minimum(size / (_norm(grads[name]) + 1e-4), self.limit)
             total = jax.tree.map(
                 lambda a, b, w=self.scale * ratio: a + w.astype(b.dtype) * b,
                 total,
                 grads[name],
             )
         return total
+
+
+def _norm(tree: Any) -> Array:
+    squares = [jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(functools.reduce(operator.add, squares))
 
 
 def ctm(
@@ -134,7 +137,8 @@ def ctm(
 
     Args:
       segments: grid segments; ``j`` runs from 1 to it.
-      grid: times ``t, u, s`` are taken from; the paper's is Karras with rho 7.
+      grid: times ``t, u, s`` are taken from, also the sampler's; the paper's is Karras
+        with rho 7.
       solver: solver of the teacher's steps. One ``j`` serves the batch, as in the
         released code, with probability proportional to ``j``; the mean cost is
         ``(2 segments + 1) / 3`` steps.
@@ -142,8 +146,7 @@ def ctm(
       guidance: scale ``w`` of the teacher.
       target_decay: EMA decay of the target network.
       dsm_weight: weight of the denoising term; 0 leaves it out.
-      dsm_law: its times; the released code mixes a log-normal's noisy half with uniform
-        grid times.
+      dsm_law: its times; the released code mixes a half-log-normal with a uniform law.
       balance: whether ``dsm_weight`` counts in units of the first term's gradient
         (norms over all parameters; the released code looks at the last layer's).
       path: path; default the student's network's, EDM in the paper.
@@ -186,6 +189,8 @@ def ctm(
         wanted = recompose(way, f.kind, x0, eps, t)
         return losses.regress(losses.toward(f.output(x_t, t, t), wanted))
 
+    needs = frozenset({"second_time"})
+    follow = Follow("student", target_decay)
     terms, merge = (Term("agree", agree),), None
     if dsm_weight:
         terms += (Term("denoise", denoise, 1.0 if balance else dsm_weight),)
@@ -194,12 +199,12 @@ def ctm(
         Method(
             name="ctm",
             roles={
-                "student": Role(needs=frozenset({"second_time"})),
+                "student": Role(needs=needs),
                 "teacher": TEACHER._replace(needs=guidance_needs(guidance)),
-                "target": Role(init="student", follow=Follow("student", target_decay)),
+                "target": Role(init="student", follow=follow, needs=needs),
             },
             phases=(Phase("student", ("student",), terms, merge=merge),),
-            sampling=Sampling(renoise=renoise, path=path, two_time=True),
+            sampling=Sampling(grid, renoise, path, two_time=True),
             cite=(CTM,),
         )
     )
@@ -231,10 +236,9 @@ def progressive(
 
     In the round of ``N`` steps a step ``t -> s`` of the grid is drawn, the teacher
     jumps ``t -> m -> s``, and the student's single DDIM step must end there (Algorithm
-    2, lines 7 to 14). After ``round_cycles`` the student is the teacher of the next
-    round, with the next entry of ``steps``; the last round lasts to the end. On the
-    linear path the target is the mean of the two velocities: `shortcut` without a step
-    size.
+    2). After ``round_cycles`` the student is the teacher of the next round, with the
+    next entry of ``steps``; the last round lasts to the end. On the linear path the
+    target is the mean of the two velocities: `shortcut` without a step size.
 
     The optimizer goes on between rounds; the paper anneals the learning rate to 0 in
     each (``schedule`` with ``restart``).

@@ -143,9 +143,11 @@ def shortcut(
         )
 
     needs = {"second_time"} | ({"null"} if own or label_dropout else set())
+    student = Role(needs=frozenset(needs))
+    follow = Follow("student", target_decay)
     roles = {
-        "student": Role(needs=frozenset(needs)),
-        "target": Role(init="student", follow=Follow("student", target_decay)),
+        "student": student,
+        "target": student._replace(init="student", follow=follow),
     }
     if teacher:
         roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))

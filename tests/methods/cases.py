@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from distilljax import methods
 from distilljax.binding import Network
 from distilljax.method import Method
+from distilljax.networks import policy
 from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
@@ -44,13 +45,21 @@ CASES = {
     "shortcut": Case(
         {"levels": 4, "share": 0.5, "target_decay": 0.95, "guidance": 1.5}
     ),
-    "ayf_emd": Case({"warmup": Ramp(100, 0.0, 0.99), "autoguidance": True}),
+    "ayf_emd": Case({"warmup": Ramp(100, 0.0, 0.99), "guidance": 1.5}),
     "ayf_lmd": Case({"guidance": 1.5}),
     "ctm": Case(
         {"segments": 8, "grid": EvenGrid(), "guidance": 1.5, "target_decay": 0.95}
     ),
     "progressive": Case({"steps": (4, 2, 1), "round_cycles": 100}),
     "reflow": Case({"substeps": 8, "guidance": 1.5}),
+    "pi_flow": Case(
+        {
+            "substeps": 8,
+            "sampling_substeps": 32,
+            "teacher_ratio": Ramp(100, 1.0, 0.0),
+            "guidance": 1.5,
+        }
+    ),
     "dmd2": Case({"critic_steps": 2, "gan_weight": 0.01, "steps": (1, 2)}),
     "sid": Case({"critic_steps": 2}),
     "rcm": Case({"warmup": 0, "critic_steps": 2, "steps": (1, 2)}),
@@ -86,8 +95,10 @@ def log_weight() -> Network:
 
 def networks(**changes: Any) -> dict[str, Network]:
     """Networks by key for every method of the catalogue."""
+    backbone = toy.mlp(SHAPE, second_time=True, num_classes=CLASSES)
     return {
-        "backbone": toy.mlp(SHAPE, second_time=True, num_classes=CLASSES),
+        "backbone": backbone,
+        "policy": policy(backbone, SHAPE, components=4),
         "discriminator": toy.head(num_classes=CLASSES),
         "log_weight": log_weight(),
         "reward": reward(),

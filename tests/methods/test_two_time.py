@@ -54,7 +54,8 @@ def test_a_shortcut_is_the_mean_of_its_halves(teacher):
     level, t, h, x_t, v = tree(found, levels, share)
     cond = found.data["cond"]
     if teacher:
-        v = bound(found, "teacher").apply(x_t, t, cond)
+        # Times of a grid are float32 numbers.
+        v = bound(found, "teacher").apply(x_t, t.astype(jnp.float32), cond)
     net = bound(found, "target")
     half, wide = 0.5 * h, 0.5 * h[:, None]
     # The smallest halves are velocities.
