@@ -71,8 +71,10 @@ def test_ctm_on_one_segment_regresses_the_end_of_the_teacher():
     found = play(ctm(segments=1, solver=Euler(), **EVEN))
     cond = found.data["cond"]
     noise = found.context().of("agree").normal("eps")
-    one = jnp.ones(16, jnp.float32)
+    one = jnp.ones(16)
     end = noise - bound(found, "teacher").apply(noise, one, cond)
+    # The student sees the times of the grid, which are float32 numbers.
+    one = one.astype(jnp.float32)
     made = noise - bound(found, "student").apply(noise, one, cond, 0.0 * one)
     exact.allclose(found.values()["agree"], half_mean_square(made - end), 1e-10)
 
