@@ -42,6 +42,7 @@ BUILDERS = {
     "unet": networks.unet,
     "head": networks.head,
     "log_weight": networks.log_weight,
+    "policy": networks.policy,
 }
 FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
 _OWN = ("method", "source", "networks", "teacher")
@@ -147,11 +148,16 @@ def _players(
     built = {"backbone": dict(network)}
     roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
     if second_time:
-        built["student"] = {**network, "second_time": True}
+        # A target has the parameters of its student.
+        for role in ("student", "target"):
+            if role in roles:
+                built[role] = {**network, "second_time": True}
     if "discriminator" in roles:
         built["discriminator"] = {"name": "head"}
     if "log_weight" in roles:
         built["log_weight"] = {"name": "log_weight"}
+    if roles["student"].network == "policy":
+        built["policy"] = {"name": "policy"}
     return built
 
 
@@ -312,6 +318,8 @@ def _taken(
     shape, classes = tuple(source.sample_shape), source.num_classes
     if spec.get("name") in ("mlp", "dit", "unet"):
         return {"sample_shape": shape, "num_classes": classes}
+    if spec.get("name") == "policy":
+        return {"backbone": built["backbone"], "sample_shape": shape}
     if spec.get("name") == "head":
         cond = None if classes is None else jnp.zeros((1,), jnp.int32)
         taps = networks.taps_shape(built["backbone"], shape, cond)

@@ -49,9 +49,13 @@ def student_sampler(
     times = (how.grid if grid is None else grid)(steps, path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
-        f = Bound(how.role, network, params).flow_map(
-            cond, path=path, two_time=how.two_time, boundary=how.boundary
-        )
+        net = Bound(how.role, network, params)
+        if how.view is not None:
+            f = how.view(net, cond, path)
+        else:
+            f = net.flow_map(
+                cond, path=path, two_time=how.two_time, boundary=how.boundary
+            )
         x = path.start(eps, t=times[0])
         x = sample_steps(f, x, times, path=path, renoise=how.renoise, key=key)
         assert isinstance(x, jax.Array)

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 
+from distilljax.binding import Bound
 from distilljax.context import Context
 from distilljax.errors import unknown
+from distilljax.flow_maps import FlowMap
 from distilljax.sampling import Consistency, Renoise
 from distilljax.times import EvenGrid, Grid, Schedule
 
@@ -135,6 +137,8 @@ class Sampling:
       two_time: whether the student is told the end time; default if it can be.
       boundary: see `AffineFlowMap`.
       role: the role that is sampled.
+      view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
+        network is no flow map by itself; default `Bound.flow_map`.
     """
 
     grid: Grid = EvenGrid()
@@ -143,6 +147,7 @@ class Sampling:
     two_time: bool | None = None
     boundary: float = 0.0
     role: str = "student"
+    view: Callable[[Bound, Any, Any], FlowMap] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

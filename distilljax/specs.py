@@ -30,6 +30,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
         for name in (
             "Choice",
             "EvenGrid",
+            "Interval",
             "KarrasGrid",
             "LogNormal",
             "LogitNormal",
@@ -39,6 +40,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "Product",
             "Ramp",
             "Shifted",
+            "Switch",
             "TableGrid",
             "Uniform",
             "central",

@@ -180,6 +180,28 @@ class Pair:
         return t, s
 
 
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """Two-time law by the length of the jump: ``t - s`` from a law, then its place.
+
+    ``h`` from ``law``, ``s`` uniform in ``[0, t_max - h]``, ``t = s + h`` (Align Your
+    Flow 2025: ``h = sigmoid(N(-0.8, 1))``).
+
+    Attributes:
+      law: law of the length, in the path's clock.
+    """
+
+    law: Law = LogitNormal(-0.8, 1.0)
+
+    def __call__(
+        self, key: Array, shape: tuple[int, ...], path: Path
+    ) -> tuple[Array, Array]:
+        length, place = jax.random.split(key)
+        h = self.law(length, shape, path)
+        s = jax.random.uniform(place, shape) * (path.t_max - h)
+        return jnp.minimum(s + h, path.t_max), s
+
+
 class Grid(Protocol):
     """``(steps, path) -> times``: ``steps + 1`` decreasing times ending at the data."""
 
@@ -281,6 +303,18 @@ class Ramp:
         if self.steps <= 0:
             share = jnp.ones_like(share)
         return self.start + (self.end - self.start) * share
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """``before`` until step ``at``, ``after`` from it on."""
+
+    at: int
+    before: float = 0.0
+    after: float = 1.0
+
+    def __call__(self, step: Array) -> Array:
+        return jnp.where(step < self.at, self.before, self.after)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,6 +90,21 @@ def test_pairs_keep_their_order_and_shares():
     assert np.mean(t == 1) == pytest.approx(0.3, abs=0.02)
 
 
+@pytest.mark.parametrize("name", ["linear", "trigflow", "edm"])
+def test_an_interval_keeps_the_law_of_its_length_and_lies_anywhere(name):
+    path = PATHS[name]
+    law = times.Interval(times.LogitNormal(-0.8, 1.0))
+    t, s = (np.asarray(a) / path.t_max for a in law(KEY, (N,), path))
+    assert np.all((s >= 0) & (s <= t) & (t <= 1 + 1e-6))
+    logit = np.log((t - s) / (1 - (t - s)))
+    assert logit.mean() == pytest.approx(-0.8, abs=0.04)
+    assert logit.std() == pytest.approx(1.0, abs=0.04)
+    share = s / (1 - (t - s))
+    np.testing.assert_allclose(
+        np.quantile(share, [0.1, 0.5, 0.9]), [0.1, 0.5, 0.9], atol=0.02
+    )
+
+
 @pytest.mark.parametrize("bounds", [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
 def test_impossible_intervals_are_refused(bounds):
     with pytest.raises(ValueError, match="fractions with low < high"):
@@ -156,6 +171,11 @@ def test_a_table_serves_its_numbers_of_steps():
 def test_impossible_grids_are_refused(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_a_switch_has_two_values():
+    switch = times.Switch(3, 0.5, 2.0)
+    assert [float(times.value_at(switch, i)) for i in (0, 2, 3, 9)] == [0.5, 0.5, 2, 2]
 
 
 def test_schedules():

@@ -14,19 +14,43 @@ from distilljax.methods.composed import RCM, rcm
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
+from distilljax.methods.policy import PI_FLOW, pi_flow
 from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.trajectories import (
+    CTM,
+    PROGRESSIVE,
+    REFLOW,
+    ctm,
+    progressive,
+    reflow,
+)
+from distilljax.methods.two_time import (
+    AYF_EMD,
+    AYF_LMD,
+    SHORTCUT,
+    ayf_emd,
+    ayf_lmd,
+    shortcut,
+)
 
 __all__ = [
     "CATALOGUE",
     "Entry",
+    "ayf_emd",
+    "ayf_lmd",
     "build",
     "cm_cd",
+    "ctm",
     "dmd2",
     "flow_matching",
     "gdmd",
     "mean_flow",
+    "pi_flow",
+    "progressive",
     "rcm",
+    "reflow",
     "scm",
+    "shortcut",
     "sid",
 ]
 
@@ -74,6 +98,48 @@ CATALOGUE = {
         MEAN_FLOW,
         "flow map",
         "average velocity between any two times through one jvp",
+    ),
+    "shortcut": Entry(
+        shortcut,
+        SHORTCUT,
+        "flow map",
+        "one jump equals two of half its length",
+    ),
+    "ayf_emd": Entry(
+        ayf_emd,
+        AYF_EMD,
+        "flow map",
+        "a jump's end does not depend on its start; normalised tangent, autoguidance",
+    ),
+    "ayf_lmd": Entry(
+        ayf_lmd,
+        AYF_LMD,
+        "flow map",
+        "a jump's end moves with the teacher's velocity at the student's own point",
+    ),
+    "ctm": Entry(
+        ctm,
+        CTM,
+        "trajectory",
+        "jumps between any times agree after the teacher has gone a part of the way",
+    ),
+    "progressive": Entry(
+        progressive,
+        PROGRESSIVE,
+        "trajectory",
+        "one student step equals two of its teacher, halved round by round",
+    ),
+    "reflow": Entry(
+        reflow,
+        REFLOW,
+        "trajectory",
+        "flow matching on the teacher's pairs of noise and image",
+    ),
+    "pi_flow": Entry(
+        pi_flow,
+        PI_FLOW,
+        "trajectory",
+        "one evaluation emits a policy whose path imitates the teacher",
     ),
     "dmd2": Entry(
         dmd2,

@@ -3,7 +3,7 @@
 from distilljax.networks.adapter import functionalize
 from distilljax.networks.dit import dit
 from distilljax.networks.embeddings import Frequencies
-from distilljax.networks.heads import head, log_weight, taps_shape
+from distilljax.networks.heads import head, log_weight, policy, taps_shape
 from distilljax.networks.mlp import MLP, mlp
 from distilljax.networks.unet import unet
 
@@ -15,6 +15,7 @@ __all__ = [
     "head",
     "log_weight",
     "mlp",
+    "policy",
     "taps_shape",
     "unet",
 ]

@@ -1,7 +1,9 @@
-"""Small networks that judge or weigh: discriminator heads and learned loss weights."""
+"""Small networks beside others: discriminator and policy heads, learned weights."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -167,6 +169,82 @@ def taps_shape(
         return apply(network.init(key), x, jnp.zeros((1,)), cond, taps=True)[1]
 
     return jax.eval_shape(run, jax.random.key(0))
+
+
+def policy(
+    backbone: Network,
+    sample_shape: tuple[int, ...],
+    *,
+    components: int = 8,
+    spread: float = 0.1,
+    name: str = "policy",
+) -> Network:
+    """A network that also emits a Gaussian mixture, for `methods.pi_flow`.
+
+    Linear heads on the last tap. Its parameters are the backbone's and one more entry
+    ``policy``, so that it starts from a teacher with the backbone's parameters.
+
+    Args:
+      backbone: network with taps.
+      sample_shape: shape of a sample; its last axis shares the mixture's weights.
+      components: ``K``.
+      spread: standard deviation of what is added to the prediction at first, per
+        component; with 0 all components stay equal.
+      name: how errors call it.
+
+    Returns:
+      The backbone with the function ``policy(x, t, cond)``, which gives predictions
+      ``[B, K, *sample_shape]`` of the backbone's kind, their common log standard
+      deviation ``[B]`` and logits ``[B, K, *sample_shape[:-1], 1]``.
+    """
+    features = _last(taps_shape(backbone, sample_shape)).size
+    size, places = math.prod(sample_shape), math.prod(sample_shape[:-1])
+    widths = {"predictions": components * size, "logits": components * places}
+
+    def init(key: Array) -> Any:
+        own, draw = jax.random.split(key)
+        scale = spread / math.sqrt(2.0 * features)
+        heads = {k: _zero_linear(features, n) for k, n in widths.items()}
+        w, b = jax.random.split(draw)
+        heads["predictions"] = {
+            "w": scale * jax.random.normal(w, (features, widths["predictions"])),
+            "b": spread / math.sqrt(2.0) * jax.random.normal(b, (size * components,)),
+        }
+        heads["log_std"] = _zero_linear(features, 1)
+        return {**backbone.init(own), "policy": heads}
+
+    def bare(params: Any) -> Any:
+        return {k: v for k, v in params.items() if k != "policy"}
+
+    def apply(params: Any, *args: Any, **options: Any) -> Any:
+        assert backbone.apply is not None
+        return backbone.apply(bare(params), *args, **options)
+
+    def emit(params: Any, x: Array, t: Array, cond: Any = None) -> Any:
+        out, taps = apply(params, x, t, cond, taps=True)
+        last = _last(taps)
+        h = layer_norm(last.reshape(last.shape[0], -1))
+        found = {k: h @ p["w"] + p["b"] for k, p in params["policy"].items()}
+        lead = (x.shape[0], components)
+        added = found["predictions"].reshape(*lead, *x.shape[1:])
+        logits = found["logits"].reshape(*lead, *x.shape[1:-1], 1)
+        return widen((out[:, None] + added, found["log_std"][:, 0], logits))
+
+    return dataclasses.replace(
+        backbone,
+        name=name,
+        apply=apply,
+        init=init,
+        functions={**backbone.functions, "policy": emit},
+    )
+
+
+def _last(taps: Any) -> Any:
+    return jax.tree.leaves(taps)[-1]
+
+
+def _zero_linear(size_in: int, size_out: int) -> dict[str, Array]:
+    return {"w": jnp.zeros((size_in, size_out)), "b": jnp.zeros((size_out,))}
 
 
 class LogWeight(nnx.Module):

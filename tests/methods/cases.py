@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from distilljax import methods
 from distilljax.binding import Network
 from distilljax.method import Method
-from distilljax.times import EvenGrid, LogitNormal, Pair
+from distilljax.networks import policy
+from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import create_frozen, create_state
@@ -40,6 +41,24 @@ CASES = {
     "scm": Case({"warmup": 0.5}),
     "mean_flow": Case(
         {"law": Pair(LogitNormal(-0.4, 1.0), 0.25, 0.3, 0.2), "p": 0.5, "guidance": 1.5}
+    ),
+    "shortcut": Case(
+        {"levels": 4, "share": 0.5, "target_decay": 0.95, "guidance": 1.5}
+    ),
+    "ayf_emd": Case({"warmup": Ramp(100, 0.0, 0.99), "guidance": 1.5}),
+    "ayf_lmd": Case({"guidance": 1.5}),
+    "ctm": Case(
+        {"segments": 8, "grid": EvenGrid(), "guidance": 1.5, "target_decay": 0.95}
+    ),
+    "progressive": Case({"steps": (4, 2, 1), "round_cycles": 100}),
+    "reflow": Case({"substeps": 8, "guidance": 1.5}),
+    "pi_flow": Case(
+        {
+            "substeps": 8,
+            "sampling_substeps": 32,
+            "teacher_ratio": Ramp(100, 1.0, 0.0),
+            "guidance": 1.5,
+        }
     ),
     "dmd2": Case({"critic_steps": 2, "gan_weight": 0.01, "steps": (1, 2)}),
     "sid": Case({"critic_steps": 2}),
@@ -76,8 +95,10 @@ def log_weight() -> Network:
 
 def networks(**changes: Any) -> dict[str, Network]:
     """Networks by key for every method of the catalogue."""
+    backbone = toy.mlp(SHAPE, second_time=True, num_classes=CLASSES)
     return {
-        "backbone": toy.mlp(SHAPE, second_time=True, num_classes=CLASSES),
+        "backbone": backbone,
+        "policy": policy(backbone, SHAPE, components=4),
         "discriminator": toy.head(num_classes=CLASSES),
         "log_weight": log_weight(),
         "reward": reward(),

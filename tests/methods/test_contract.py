@@ -223,7 +223,9 @@ def test_students_start_as_their_teacher(case):
     t, s = jnp.linspace(0.1, 1.0, 8), jnp.linspace(0.0, 0.5, 8)
     cond = jnp.arange(8) % cases.CLASSES
     student = Bound("student", network, state.params["student"])
-    teacher = Bound("teacher", network, frozen["teacher"])
+    # A teacher that follows its student lives in the state.
+    params = {**state.params, **frozen}["teacher"]
+    teacher = Bound("teacher", network, params)
     np.testing.assert_array_equal(
         student.apply(x, t, cond, s), teacher.apply(x, t, cond)
     )

@@ -1,0 +1,28 @@
+"""Align Your Flow (Lagrangian) distillation of the digits teacher.
+
+    distilljax train --config=configs/digits/ayf_lmd.py --teacher=runs/digits/teacher
+
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256; not measured.
+Expected: not measured.
+Reproduces: no paper's row.
+"""
+
+from distilljax.cards import digits_card
+
+
+def get_config():
+    return digits_card(
+        "ayf_lmd",
+        {"law": "Interval(LogitNormal(0.0, 1.5))"},
+        second_time=True,
+        cycles=1800,
+        batch_size=256,
+        student={
+            "optimizer": "adamw",
+            "lr": 5e-4,
+            "betas": (0.9, 0.95),
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+            "ema": 0.99,
+        },
+    )

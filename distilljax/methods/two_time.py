@@ -1,0 +1,329 @@
+"""Maps between any two times, by halving or by derivatives: shortcut, AYF."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import fields, losses, transforms
+from distilljax.context import Context
+from distilljax.corrections import Correction
+from distilljax.flow_maps import AffineFlowMap
+from distilljax.losses.trajectory import Derivative, exact
+from distilljax.method import (
+    Citation,
+    Follow,
+    Method,
+    Out,
+    Phase,
+    Role,
+    Sampling,
+    Term,
+    check,
+)
+from distilljax.methods.parts import (
+    TEACHER,
+    dropped,
+    guidance_needs,
+    path_of,
+    per_sample_norm,
+)
+from distilljax.paths import Path, expand
+from distilljax.predictions import VELOCITY, convert
+from distilljax.sampling import Deterministic
+from distilljax.times import (
+    EvenGrid,
+    Grid,
+    Interval,
+    PairLaw,
+    Ramp,
+    Schedule,
+    value_at,
+)
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+SHORTCUT = Citation(
+    "shortcut",
+    "One Step Diffusion via Shortcut Models",
+    "Frans, Hafner, Levine, Abbeel",
+    2024,
+    "arXiv:2410.12557",
+    "eq. 4, 5",
+)
+AYF_EMD = Citation(
+    "ayf_emd",
+    "Align Your Flow: Scaling Continuous-Time Flow Map Distillation",
+    "Sabour, Fidler, Kreis",
+    2025,
+    "arXiv:2506.14603",
+    "Eulerian map distillation",
+)
+AYF_LMD = dataclasses.replace(
+    AYF_EMD, id="ayf_lmd", equations="Lagrangian map distillation"
+)
+
+
+def shortcut(
+    *,
+    levels: int = 7,
+    share: float = 0.125,
+    grid: Grid = EvenGrid(),
+    teacher: bool = True,
+    guidance: float = 1.0,
+    target_decay: Schedule = 0.999,
+    label_dropout: float = 0.0,
+    path: Path | None = None,
+) -> Method:
+    """Shortcut models: one jump equals two of half its length, down a binary tree.
+
+    For a ``share`` of the samples a level ``n < levels`` and one of the ``2^n`` equal
+    jumps ``t -> s`` of that level are drawn, and with ``m`` in the middle
+
+        |u(x_t, t, s) - sg (u^-(x_t, t, m) + u^-(x_m, m, s)) / 2|^2,
+
+    ``x_m`` the end of the first half (eq. 4, 5; in its second half the paper prints
+    ``t`` for ``m``, the code has ``m``). The others match the velocity at ``s = t``.
+    Below the last level the halves are velocities, ``u^-(x, t, t)``: the paper's step
+    size 0, where its code has an index of its own. The code also clips ``x_m`` and the
+    target to [-4, 4], the range of its latents; here they are left alone.
+
+    Args:
+      levels: halvings from the whole range to the smallest step.
+      share: share of the samples that learn to jump; 1/8 in the paper, 0 is flow
+        matching.
+      grid: the ``2^levels`` smallest steps, which are also the sampler's.
+      teacher: True takes the velocity from a teacher; False from the data, as in the
+        paper.
+      guidance: scale ``w`` of the teacher; without one, of the halves below the last
+        level, from where it spreads to longer jumps.
+      target_decay: EMA decay of the target network.
+      label_dropout: share of samples with the null condition (without a teacher).
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
+      target, teacher.
+    """
+    own = not teacher and guidance != 1.0
+
+    def halve(ctx: Context) -> Array:
+        way, student, kept = path_of(ctx, path), ctx.nets.student, ctx.nets.target
+        level = ctx.integers("level", levels)
+        level = jnp.where(ctx.uniform("share") < share, level, levels)
+        stride = 2 ** (levels - level)
+        index = stride * jnp.floor(ctx.uniform("place") * 2.0**level).astype(jnp.int32)
+        times = jnp.asarray(grid(2**levels, way), jnp.float32)
+        t, m, s = (times[index + add] for add in (0, stride // 2, stride))
+        x0, eps = ctx.data["x0"], ctx.normal("eps")
+        x_t = way.noise(x0, eps, t)
+        cond, _ = dropped(ctx, student, label_dropout)
+        if teacher:
+            field = ctx.nets.teacher.guided(
+                ctx.data, guidance, kind="velocity", path=way
+            )
+            v = field(x_t, t)
+        else:
+            v = way.velocity(x0, eps, t)
+        still, last = level == levels, level == levels - 1
+        target = _standing(kept.flow_map(cond, path=way, two_time=True), last)
+        if own:
+            null = kept.flow_map(kept.null_condition(ctx.data), path=way, two_time=True)
+            target = _guided(target, _standing(null, last), guidance, last)
+        f = _standing(student.flow_map(cond, path=way, two_time=True), still)
+        c = losses.semigroup(f, target, x_t, t, m, s)
+        match = convert(way, v, x_t, t, VELOCITY, f.kind) - c.output
+        on = expand(still.astype(jnp.float32), x_t) > 0
+        return losses.regress(
+            c._replace(direction=sg(jnp.where(on, match, c.direction)))
+        )
+
+    needs = {"second_time"} | ({"null"} if own or label_dropout else set())
+    student = Role(needs=frozenset(needs))
+    follow = Follow("student", target_decay)
+    roles = {
+        "student": student,
+        "target": student._replace(init="student", follow=follow),
+    }
+    if teacher:
+        roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
+    return check(
+        Method(
+            name="shortcut",
+            roles=roles,
+            phases=(Phase("student", ("student",), (Term("halve", halve),)),),
+            sampling=Sampling(grid, Deterministic(), path, two_time=True),
+            cite=(SHORTCUT,),
+        )
+    )
+
+
+def _standing(f: AffineFlowMap, rows: Array) -> AffineFlowMap:
+    """The map whose network is told ``s = t`` in some rows: there it is Euler's."""
+
+    def output(x: Array, t: Array, s: Array) -> Array:
+        return f.output(x, t, jnp.where(rows, t, s))
+
+    return dataclasses.replace(f, output=output)
+
+
+def _guided(
+    f: AffineFlowMap, null: AffineFlowMap, scale: float, rows: Array
+) -> AffineFlowMap:
+    """The map whose network output is guided in some rows."""
+
+    def output(x: Array, t: Array, s: Array) -> Array:
+        w = jnp.where(rows, scale, 1.0)
+        return fields.guide(f.output(x, t, s), null.output(x, t, s), w)
+
+    return dataclasses.replace(f, output=output)
+
+
+def _ayf(
+    cite: Citation,
+    term: Term,
+    needs: frozenset[str],
+    guidance: float,
+    autoguidance: bool,
+    path: Path | None,
+) -> Method:
+    roles = {"student": Role(needs=needs), "teacher": TEACHER}
+    if autoguidance:
+        roles["weak_teacher"] = TEACHER
+    else:
+        roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
+    return check(
+        Method(
+            name=cite.id,
+            roles=roles,
+            phases=(Phase("student", ("student",), (term,)),),
+            sampling=Sampling(renoise=Deterministic(), path=path, two_time=True),
+            cite=(cite,),
+        )
+    )
+
+
+def _ayf_field(
+    ctx: Context,
+    way: Path,
+    guidance: float,
+    interval: tuple[float, float] | None,
+    autoguidance: bool,
+) -> fields.Field:
+    """Velocity of the teacher, guided by the null condition or by a weaker model."""
+    return ctx.nets.teacher.guided(
+        ctx.data,
+        guidance,
+        kind="velocity",
+        path=way,
+        interval=interval,
+        weak=ctx.nets.weak_teacher if autoguidance else None,
+    )
+
+
+def ayf_emd(
+    *,
+    law: PairLaw = Interval(),
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    autoguidance: bool = False,
+    warmup: Schedule = Ramp(10_000, 0.0, 0.99),
+    tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
+    derivative: Derivative = exact,
+    path: Path | None = None,
+) -> Method:
+    """Align Your Flow, Eulerian: a jump's end must not depend on where it began.
+
+    ``|F - sg(F - g / (|g| + 0.1))|^2`` with, on the linear path,
+
+        g = F - v + r (t - s) dF/dt,
+
+    ``dF/dt`` by one jvp along the teacher's velocity ``v``. It is `mean_flow` with a
+    teacher and with sCM's tangent normalisation for the adaptive weight.
+
+    Args:
+      law: law of ``(t, s)``; the paper's draws the length of the jump.
+      guidance: scale ``w`` of the teacher. The paper draws it from [1, 3] per sample
+        and tells the student; here it is one number.
+      guidance_interval: times of ``path`` at which guidance is on.
+      autoguidance: guides with the role ``weak_teacher``, a weaker model whose
+        parameters the user gives, for the null condition (the paper's choice).
+      warmup: ratio ``r`` that scales the jvp part; the paper's ends at 0.99.
+      tangent: transform of the correction, or None.
+      derivative: `losses.exact` or `losses.finite_difference(step)`.
+      path: path; default the student's network's, linear in the paper.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
+      teacher, weak_teacher.
+    """
+
+    def eulerian(ctx: Context) -> Out:
+        way = path_of(ctx, path)
+        t, s = ctx.pair("times", law, way)
+        x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
+        field = _ayf_field(ctx, way, guidance, guidance_interval, autoguidance)
+        c = losses.eulerian(
+            ctx.nets.student.flow_map(ctx.cond, path=way, two_time=True),
+            field(x_t, t),
+            x_t,
+            t,
+            s,
+            warmup=value_at(warmup, ctx.step),
+            derivative=derivative,
+        )
+        size = jnp.mean(per_sample_norm(c.direction))
+        c = transforms.drop_nonfinite(c)
+        c = c if tangent is None else tangent(c)
+        return Out(losses.regress(c), {"tangent_norm": size})
+
+    needs = frozenset({"jvp", "second_time"})
+    term = Term("eulerian", eulerian)
+    return _ayf(AYF_EMD, term, needs, guidance, autoguidance, path)
+
+
+def ayf_lmd(
+    *,
+    law: PairLaw = Interval(),
+    guidance: float = 1.0,
+    guidance_interval: tuple[float, float] | None = None,
+    autoguidance: bool = False,
+    tangent: Callable[[Correction], Correction] | None = None,
+    path: Path | None = None,
+) -> Method:
+    """Align Your Flow, Lagrangian: a jump's end moves with the teacher's velocity.
+
+    ``|F - sg(v(f, s) + (t - s) dF/ds)|^2`` on the linear path, with ``f = f(x_t, t,
+    s)`` the student's own end point, at which the teacher is asked, and ``dF/ds`` by
+    one jvp. The paper found it worse on images than `ayf_emd` (FID 6.70 against 1.70
+    at four steps on ImageNet-512).
+
+    Args:
+      law: law of ``(t, s)``; the paper's draws the length of the jump.
+      guidance: scale ``w`` of the teacher.
+      guidance_interval: times of ``path`` at which guidance is on.
+      autoguidance: see `ayf_emd`.
+      tangent: transform of the correction, for example `transforms.normalize_tangent`.
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
+      teacher, weak_teacher.
+    """
+
+    def lagrangian(ctx: Context) -> Array:
+        way = path_of(ctx, path)
+        t, s = ctx.pair("times", law, way)
+        x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
+        field = _ayf_field(ctx, way, guidance, guidance_interval, autoguidance)
+        student = ctx.nets.student.flow_map(ctx.cond, path=way, two_time=True)
+        c = transforms.drop_nonfinite(losses.lagrangian(student, field, x_t, t, s))
+        return losses.regress(c if tangent is None else tangent(c))
+
+    needs = frozenset({"jvp", "second_time"})
+    term = Term("lagrangian", lagrangian)
+    return _ayf(AYF_LMD, term, needs, guidance, autoguidance, path)

@@ -1,0 +1,189 @@
+"""Policies are exact where the theory says so, and pi-Flow rests there."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distilljax import networks, oracles, paths
+from distilljax.generation import student_sampler
+from distilljax.methods import pi_flow
+from distilljax.methods.policy import MixturePolicy, PolicyView, policy_of
+from tests import exact
+from tests.methods import cases
+from tests.methods.played import play, vanishes
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+LINEAR = paths.linear()
+PATHS = {name: exact.PATHS[name] for name in ("linear", "trigflow_half", "vp", "edm")}
+DATA = oracles.Gaussian(jnp.array([0.7, -0.3]), 0.4)
+B = 6
+
+
+def posterior(path, x, t):
+    """The policy of one component that is the posterior of `DATA`."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    variance = (DATA.std * sigma) ** 2 / ((alpha * DATA.std) ** 2 + sigma**2)
+    means = DATA.denoised(path)(x, t)[:, None]
+    return MixturePolicy(path, x, t, means, variance, jnp.zeros((B, 1, 1)))
+
+
+def source(path, share=0.8):
+    t = path.time_of_angle(jnp.linspace(0.6, 1.0, B) * share * jnp.pi / 2)
+    return path.scale(t)[:, None] * exact.normal(0, B, 2), t
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_the_posterior_of_a_gaussian_is_its_field_everywhere(name):
+    path = PATHS[name]
+    x_src, t_src = source(path)
+    policy = posterior(path, x_src, t_src)
+    for share in (0.1, 0.5, 0.9, 1.0):
+        t = path.time_of_angle(share * path.angle(t_src))
+        x = path.scale(t)[:, None] * exact.normal(1, B, 2)
+        exact.allclose(policy.denoised(x, t), DATA.denoised(path)(x, t), 1e-9)
+    exact.allclose(policy.velocity(x, t), DATA.velocity(path)(x, t), 1e-9)
+    # At the data the state is its own mean.
+    zero = jnp.zeros(B)
+    exact.allclose(policy.denoised(x, zero), x, 1e-9)
+
+
+def test_the_prior_of_a_mixture_is_its_field_everywhere():
+    ring = oracles.ring(modes=5)
+    x_src, t_src = exact.normal(0, B, 2), jnp.ones(B)
+    means = jnp.broadcast_to(ring.means, (B, 5, 2))
+    policy = MixturePolicy(
+        LINEAR, x_src, t_src, means, jnp.full(B, 0.15**2), jnp.zeros((B, 5, 1))
+    )
+    t = jnp.linspace(0.1, 0.9, B)
+    x = exact.normal(1, B, 2)
+    exact.allclose(policy.denoised(x, t), ring.denoised(LINEAR)(x, t), 1e-9)
+
+
+def test_weights_may_differ_by_place():
+    """Two places with mixtures of their own are two policies."""
+    x_src, t_src = exact.normal(0, B, 3, 2), jnp.full(B, 0.9)
+    means, logits = exact.normal(1, B, 4, 3, 2), exact.normal(2, B, 4, 3, 1)
+    variance, t, x = jnp.full(B, 0.3), jnp.full(B, 0.4), exact.normal(3, B, 3, 2)
+    whole = MixturePolicy(LINEAR, x_src, t_src, means, variance, logits)
+    for i in range(3):
+        part = MixturePolicy(
+            LINEAR, x_src[:, i], t_src, means[:, :, i], variance, logits[:, :, i]
+        )
+        exact.allclose(whole.denoised(x, t)[:, i], part.denoised(x[:, i], t), 1e-10)
+
+
+def test_at_its_source_a_policy_is_the_mean_of_its_components():
+    x, t = source(LINEAR)
+    means, logits = exact.normal(1, B, 3, 2), exact.normal(2, B, 3, 1)
+    policy = MixturePolicy(LINEAR, x, t, means, jnp.full(B, 0.2), logits)
+    wanted = jnp.sum(jax.nn.softmax(logits, 1) * means, 1)
+    exact.allclose(policy.denoised(x, t), wanted)
+
+
+def test_a_rollout_of_the_exact_policy_follows_the_flow():
+    x, t = source(LINEAR)
+    policy, end = posterior(LINEAR, x, t), jnp.zeros(B)
+    wanted = DATA.flow_map(LINEAR)(x, t, end)
+    errors = [
+        float(jnp.abs(policy.rollout(x, t, end, n) - wanted).max()) for n in (64, 128)
+    ]
+    assert errors[1] < 1e-2
+    assert 1.7 < errors[0] / errors[1] < 2.3
+
+
+def exact_policy(path=LINEAR):
+    """A network whose policy is the posterior of `DATA`."""
+    net = oracles.network(DATA, path)
+    sd = path.sigma_d
+
+    def emit(params, x, t, cond=None):
+        velocity = net.apply(params, x, t)[:, None]
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        spread = DATA.std * sigma / jnp.hypot(alpha * DATA.std, sigma)
+        det = alpha * path.sigma_dot(t) - sigma * path.alpha_dot(t)
+        log_std = jnp.log(spread * det / sigma / sd)
+        return velocity, log_std, jnp.zeros((x.shape[0], 1, 1))
+
+    return dataclasses.replace(net, functions={"policy": emit})
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_pi_flow_rests_on_the_exact_policy(steps, ratio):
+    method = pi_flow(steps=steps, teacher_ratio=ratio, states=3)
+    teacher = oracles.network(DATA, LINEAR)
+    found = play(method, policy=exact_policy(), teacher=teacher)
+    assert float(found.values()["imitate"].max()) < 1e-12
+    other = oracles.network(oracles.Gaussian(0.0, 1.0), LINEAR)
+    off = play(method, policy=exact_policy(), teacher=other)
+    assert float(off.values()["imitate"].max()) > 1e-3
+
+
+def test_an_exact_policy_samples_in_one_evaluation():
+    net = exact_policy(paths.trigflow(0.5))
+    played = play(pi_flow(), policy=net, teacher=oracles.network(DATA, net.path))
+    student = played.context().nets.student
+    x = 0.5 * exact.normal(0, B, 2)
+    t, zero = jnp.full(B, jnp.pi / 2), jnp.zeros(B)
+    made = PolicyView(512)(student, None, net.path)(x, t, zero)
+    wanted = DATA.flow_map(net.path)(x, t, zero)
+    np.testing.assert_allclose(made, wanted, atol=2e-3)
+    run = student_sampler(pi_flow(sampling_substeps=512), net, 1)
+    exact.allclose(run({}, 2.0 * x, None, jax.random.key(0)), made, 1e-6)
+
+
+def test_dropped_components_are_gone_but_never_all():
+    x, t = source(LINEAR)
+    means, logits = exact.normal(1, B, 3, 2), exact.normal(2, B, 3, 1)
+    policy = MixturePolicy(LINEAR, x, t, means, jnp.full(B, 0.2), logits)
+    some = jnp.zeros((B, 3), bool).at[:, 0].set(True)
+    left = policy._replace(means=means[:, 1:], logits=logits[:, 1:])
+    y, s = exact.normal(3, B, 2), 0.5 * t
+    exact.allclose(policy.fixed(some).denoised(y, s), left.denoised(y, s))
+    exact.allclose(
+        policy.fixed(jnp.ones((B, 3), bool)).denoised(y, s), policy.denoised(y, s)
+    )
+    grads = jax.grad(
+        lambda m: jnp.sum(policy._replace(means=m).fixed(some).denoised(y, s))
+    )(means)
+    vanishes(grads)
+
+
+def test_pi_flow_asks_the_teacher_on_the_path_of_the_policy():
+    """One state: drawn time, rolled-out state, mismatch of two velocities."""
+    method = pi_flow(states=1, dropout=0.0, teacher_ratio=0.0, substeps=4)
+    found = play(method)
+    ctx = found.context().of("imitate")
+    cond, one = found.data["cond"], jnp.ones(16)
+    noise = ctx.normal("eps")
+    policy = policy_of(found.context().nets.student, cond, noise, one)
+    at = 1.0 - ctx.uniform("student_way", (16, 1))[:, 0]
+    x = noise
+    for k in range(4):
+        t, s = (1.0 - (1.0 - at) * i / 4 for i in (k, k + 1))
+        x = x + (s - t)[:, None] * policy.velocity(x, t)
+    v = found.context().nets.teacher.apply(x, at, cond)
+    wanted = 0.5 * jnp.mean((policy.velocity(x, at) - v) ** 2, -1)
+    exact.allclose(found.values()["imitate"], wanted, 1e-6)
+
+
+def test_a_policy_network_is_its_backbone_with_a_mixture_around_it():
+    backbone = cases.networks()["backbone"]
+    net = networks.policy(backbone, cases.SHAPE, components=5)
+    params = net.init(jax.random.key(0))
+    x, t, cond = exact.normal(0, 4, 2), jnp.full(4, 0.6), jnp.arange(4) % 3
+    bare = {k: v for k, v in params.items() if k != "policy"}
+    out = net.apply(params, x, t, cond)
+    exact.allclose(out, backbone.apply(bare, x, t, cond))
+    predictions, log_std, logits = net.functions["policy"](params, x, t, cond)
+    assert predictions.shape == (4, 5, 2)
+    assert log_std.shape == (4,)
+    assert logits.shape == (4, 5, 1)
+    assert 0.01 < float(jnp.std(predictions - out[:, None])) < 0.5
+    flat = networks.policy(backbone, cases.SHAPE, components=5, spread=0.0)
+    same = flat.functions["policy"](flat.init(jax.random.key(0)), x, t, cond)[0]
+    exact.allclose(same, jnp.broadcast_to(same[:, :1], same.shape))
