@@ -10,24 +10,40 @@ from typing import Any, NamedTuple
 
 from distilljax.errors import unknown
 from distilljax.method import Citation, Method
+from distilljax.methods.adversarial import LADD, ladd
 from distilljax.methods.composed import RCM, rcm
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
 from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.score_matching import (
+    DIFF_INSTRUCT,
+    DMD,
+    F_DISTILL,
+    TDM,
+    diff_instruct,
+    dmd,
+    f_distill,
+    tdm,
+)
 
 __all__ = [
     "CATALOGUE",
     "Entry",
     "build",
     "cm_cd",
+    "diff_instruct",
+    "dmd",
     "dmd2",
+    "f_distill",
     "flow_matching",
     "gdmd",
+    "ladd",
     "mean_flow",
     "rcm",
     "scm",
     "sid",
+    "tdm",
 ]
 
 
@@ -86,6 +102,36 @@ CATALOGUE = {
         SID,
         "distribution matching",
         "Fisher divergence by score identities, data-free",
+    ),
+    "diff_instruct": Entry(
+        diff_instruct,
+        DIFF_INSTRUCT,
+        "distribution matching",
+        "gradient of the integral KL divergence, data-free",
+    ),
+    "dmd": Entry(
+        dmd,
+        DMD,
+        "distribution matching",
+        "normalised score gap and regression to noise-image pairs",
+    ),
+    "f_distill": Entry(
+        f_distill,
+        F_DISTILL,
+        "distribution matching",
+        "score gap weighted for any f-divergence by a discriminator's density ratio",
+    ),
+    "tdm": Entry(
+        tdm,
+        TDM,
+        "distribution matching",
+        "score gap at every step of the student's deterministic trajectory, data-free",
+    ),
+    "ladd": Entry(
+        ladd,
+        LADD,
+        "adversarial",
+        "discriminator heads on the frozen teacher's features, no score gap",
     ),
     "rcm": Entry(
         rcm,

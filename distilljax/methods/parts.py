@@ -96,11 +96,26 @@ def fit_score(
     return Term("fit", loss, weight)
 
 
-def logits_at(ctx: Context, x: Array, law: Law, path: Path, suffix: str = "") -> Array:
-    """Discriminator logits on the fake score's features at a re-noised sample."""
+def judged(
+    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str = "fake_score"
+) -> tuple[Array, Array]:
+    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation."""
+    denoised, taps = ctx.nets[trunk].denoised_and_taps(ctx.cond, x_t, t, path=path)
+    logits = ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
+    return denoised, logits
+
+
+def logits_at(
+    ctx: Context,
+    x: Array,
+    law: Law,
+    path: Path,
+    suffix: str = "",
+    trunk: str = "fake_score",
+) -> Array:
+    """Discriminator logits on a trunk's features at a re-noised sample."""
     x_t, t, _ = noised(ctx, x, law, path, suffix)
-    _, taps = ctx.nets.fake_score.denoised_and_taps(ctx.cond, x_t, t, path=path)
-    return ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
+    return judged(ctx, x_t, t, path, trunk)[1]
 
 
 def fool(
@@ -108,12 +123,13 @@ def fool(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array], Array] = losses.generator_nonsaturating,
+    trunk: str = "fake_score",
 ) -> Term:
     """Generator side of the diffusion GAN; gradient through the features' input."""
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
-        return value(logits_at(ctx, ctx.data["x"], law, p))
+        return value(logits_at(ctx, ctx.data["x"], law, p, trunk=trunk))
 
     return Term("fool", loss, weight)
 
@@ -123,13 +139,14 @@ def tell_apart(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array, Array], Array] = losses.discriminator_nonsaturating,
+    trunk: str = "fake_score",
 ) -> Term:
     """Discriminator side: real data against detached student samples, both noised."""
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
-        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake")
-        real = logits_at(ctx, ctx.data["x0"], law, p, "_real")
+        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
+        real = logits_at(ctx, ctx.data["x0"], law, p, "_real", trunk)
         return value(real, fake)
 
     return Term("tell_apart", loss, weight)
