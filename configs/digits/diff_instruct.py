@@ -5,7 +5,7 @@
 Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
 Expected: not measured.
 Reproduces: no paper's row.
-"""
+"""  # noqa: E501
 
 from distilljax.cards import digits_card
 

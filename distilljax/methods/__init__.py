@@ -16,6 +16,7 @@ from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
 from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.restoration import TSD_SR, tsd_sr
 from distilljax.methods.score_matching import (
     DIFF_INSTRUCT,
     DMD,
@@ -44,6 +45,7 @@ __all__ = [
     "scm",
     "sid",
     "tdm",
+    "tsd_sr",
 ]
 
 
@@ -138,6 +140,12 @@ CATALOGUE = {
         RCM,
         "composed",
         "continuous-time consistency regularised by distribution matching",
+    ),
+    "tsd_sr": Entry(
+        tsd_sr,
+        TSD_SR,
+        "restoration",
+        "score gap and target score gap along a short trajectory, one step",
     ),
     "gdmd": Entry(
         gdmd,

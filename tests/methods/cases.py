@@ -51,6 +51,8 @@ CASES = {
     "f_distill": Case({"critic_steps": 2, "gan_weight": 0.01, "bins": 4}),
     "tdm": Case({"critic_steps": 2, "steps": (1, 2)}),
     "ladd": Case({"steps": 2, "shares": (0.75, 0.25), "r1_weight": 0.01}),
+    # Nothing pairs the outputs with the data here: little of the paired parts.
+    "tsd_sr": Case({"critic_steps": 2, "share": 0.98, "regression_weight": 0.01}),
 }
 
 
