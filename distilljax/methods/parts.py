@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -150,6 +151,41 @@ def tell_apart(
         return value(real, fake)
 
     return Term("tell_apart", loss, weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioMeans:
+    """Memory ``ratio_means``: a running mean per bin of time, 1 at first."""
+
+    bins: int
+
+    def __call__(
+        self, batch_size: int, sample_shape: tuple[int, ...]
+    ) -> dict[str, Array]:
+        return {"ratio_means": jnp.ones((self.bins,), jnp.float32)}
+
+
+def binned_means(
+    means: Array, values: Array, share: Array, decay: float
+) -> tuple[Array, Array]:
+    """Running means of values over bins.
+
+    Args:
+      means: of the bins so far, ``[bins]``.
+      values: new values ``[B]``.
+      share: where each lies, ``[B]`` in [0, 1]; bins are equal parts of it.
+      decay: of the means; a bin without a value keeps its own.
+
+    Returns:
+      The new means, and that of the bin of each value, ``[B]``.
+    """
+    bins = means.shape[0]
+    index = jnp.clip((share * bins).astype(jnp.int32), 0, bins - 1)
+    member = jax.nn.one_hot(index, bins, dtype=values.dtype)
+    count = jnp.sum(member, axis=0)
+    now = jnp.sum(member * values[:, None], axis=0) / jnp.maximum(count, 1.0)
+    new = jnp.where(count > 0, decay * means + (1.0 - decay) * now, means)
+    return new, member @ new
 
 
 def per_sample_norm(x: Array) -> Array:

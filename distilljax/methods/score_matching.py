@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -13,7 +11,15 @@ from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory
 from distilljax.losses.divergences import Divergence, divergence_of
 from distilljax.method import Citation, Method, Out, Phase, Sampling, Term, check
 from distilljax.methods.distribution import DMD2, dmd2
-from distilljax.methods.parts import fit_score, judged, noised, path_of, twin_roles
+from distilljax.methods.parts import (
+    RatioMeans,
+    binned_means,
+    fit_score,
+    judged,
+    noised,
+    path_of,
+    twin_roles,
+)
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
 from distilljax.paths import Path
 from distilljax.predictions import VELOCITY, X0, convert
@@ -194,31 +200,6 @@ def dmd(
     return check(matching._replace(phases=(critic, student), batch=fields))
 
 
-@dataclasses.dataclass(frozen=True)
-class _RatioMeans:
-    """Memory: a running mean of the density ratio per bin of time."""
-
-    bins: int
-
-    def __call__(
-        self, batch_size: int, sample_shape: tuple[int, ...]
-    ) -> dict[str, Array]:
-        return {"ratio_means": jnp.ones((self.bins,), jnp.float32)}
-
-
-def _binned(
-    means: Array, ratio: Array, share: Array, decay: float
-) -> tuple[Array, Array]:
-    """New running means per bin of ``share`` in [0, 1], and each sample's own."""
-    bins = means.shape[0]
-    index = jnp.clip((share * bins).astype(jnp.int32), 0, bins - 1)
-    member = jax.nn.one_hot(index, bins, dtype=ratio.dtype)
-    count = jnp.sum(member, axis=0)
-    now = jnp.sum(member * ratio[:, None], axis=0) / jnp.maximum(count, 1.0)
-    new = jnp.where(count > 0, decay * means + (1.0 - decay) * now, means)
-    return new, member @ new
-
-
 def f_distill(
     *,
     divergence: str | Divergence = "js",
@@ -299,7 +280,7 @@ def f_distill(
         memory, expected = {}, 1.0
         if bins:
             ratio = transforms.density_ratio(logits)
-            new, expected = _binned(
+            new, expected = binned_means(
                 ctx.memory["ratio_means"], ratio, t / p.t_max, decay
             )
             memory = {"ratio_means": new}
@@ -316,7 +297,7 @@ def f_distill(
         base._replace(
             name="f_distill",
             phases=(critic, student),
-            memory=_RatioMeans(bins) if bins else None,
+            memory=RatioMeans(bins) if bins else None,
             cite=(F_DISTILL, DMD2),
         )
     )
