@@ -20,9 +20,9 @@ from tests.networks.filled import filled
 pytestmark = pytest.mark.usefixtures("x64")
 
 LINEAR = paths.linear()
-SPREAD = jnp.asarray([0.8, 0.3])
-REAL = oracles.Gaussian(jnp.asarray([0.7, -0.3]), SPREAD)
-FAKE = oracles.Gaussian(jnp.asarray([-0.2, 0.4]), SPREAD)
+SPREAD = np.asarray([0.8, 0.3])
+REAL = oracles.Gaussian(np.asarray([0.7, -0.3]), SPREAD)
+FAKE = oracles.Gaussian(np.asarray([-0.2, 0.4]), SPREAD)
 ALONE = {"regression_weight": 0.0}
 
 

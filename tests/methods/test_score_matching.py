@@ -23,9 +23,9 @@ from tests.methods.played import exact_jumper, play, vanishes
 pytestmark = pytest.mark.usefixtures("x64")
 
 LINEAR = paths.linear()
-SPREAD = jnp.asarray([0.8, 0.5])
-REAL = oracles.Gaussian(jnp.asarray([0.7, -0.3]), SPREAD)
-FAKE = oracles.Gaussian(jnp.asarray([-0.2, 0.4]), SPREAD)
+SPREAD = np.asarray([0.8, 0.5])
+REAL = oracles.Gaussian(np.asarray([0.7, -0.3]), SPREAD)
+FAKE = oracles.Gaussian(np.asarray([-0.2, 0.4]), SPREAD)
 
 
 def student(method, **options):
