@@ -16,8 +16,9 @@ def get_config():
         {
             "steps": 4,
             "shares": (0.7, 0.1, 0.1, 0.1),
-            "law": "Uniform(0.0, 0.5)",
-            "r1_weight": 0.01,
+            "law": "Uniform()",
+            "r1_weight": 0.1,
+            "critic_steps": 4,
         },
         cycles=1000,
         batch_size=130,

@@ -16,7 +16,7 @@ from distilljax import methods
 from distilljax.binding import Network
 from distilljax.draws import TeacherTrajectory
 from distilljax.method import Method
-from distilljax.times import EvenGrid, LogitNormal, Pair, central
+from distilljax.times import EvenGrid, LogitNormal, Pair, Uniform, central
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import create_frozen, create_state
@@ -50,7 +50,15 @@ CASES = {
     "dmd": Case({"critic_steps": 2, "pairs": TeacherTrajectory(1, 8)}),
     "f_distill": Case({"critic_steps": 2, "gan_weight": 0.01, "bins": 4}),
     "tdm": Case({"critic_steps": 2, "steps": (1, 2)}),
-    "ladd": Case({"steps": 2, "shares": (0.75, 0.25), "r1_weight": 0.01}),
+    "ladd": Case(
+        {
+            "steps": 2,
+            "shares": (0.75, 0.25),
+            "law": Uniform(),
+            "r1_weight": 0.1,
+            "critic_steps": 4,
+        }
+    ),
     # Nothing pairs the outputs with the data here: little of the paired parts.
     "tsd_sr": Case({"critic_steps": 2, "share": 0.98, "regression_weight": 0.01}),
 }
