@@ -156,6 +156,108 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class OdeRollout:
+    """One step, with gradient, of the student's own deterministic trajectory.
+
+    Every sample draws a case, a number of steps ``n`` of ``steps`` and a step ``k < n``
+    of it. The steps before it follow the student's prediction without gradient and
+    without fresh noise (DDIM), so that the trajectory is that of `Deterministic`
+    sampling. Data-free.
+
+    Attributes:
+      steps: numbers of steps that the student shall serve.
+      grid: their time grids.
+      random_end: ends the step at a time drawn uniformly from the 90 % of it next to
+        the grid's end, not at that end.
+      path: path of the states; default the student's network's.
+      role: the role that is rolled out.
+
+    References:
+      Luo et al., Learning Few-Step Diffusion Models by Trajectory Distribution
+        Matching, 2025, arXiv:2503.06674.
+    """
+
+    steps: tuple[int, ...] = (4,)
+    grid: Grid = EvenGrid()
+    random_end: bool = False
+    path: Path | None = None
+    role: str = "student"
+
+    def __call__(self, ctx: Context) -> dict[str, Any]:
+        """``{"x0", "x_s", "t", "s"}``: prediction, state at ``s``; times ``[B]``.
+
+        Gradient flow: to ``x0`` and ``x_s``, through the step at ``t`` alone.
+        """
+        path = ctx.nets[self.role].path if self.path is None else self.path
+        student = ctx.nets[self.role]
+        live, frozen = (
+            net.flow_map(ctx.cond, path=path, two_time=False)
+            for net in (student, student.detached())
+        )
+        rows = [self.grid(n, path) for n in self.steps]
+        cases = [(row, k) for row in rows for k in range(len(row) - 1)]
+        deepest = max(k for _, k in cases)
+        # A sample that has reached its step stays; the padding is never used.
+        table = [row + row[:1] * (deepest + 2 - len(row)) for row, _ in cases]
+        case = ctx.integers("case", len(cases))
+        times = jnp.asarray(table, jnp.float32)[case]
+        leave = jnp.asarray([k for _, k in cases])[case]
+        x = path.start(ctx.normal("start"), t=times[:, 0])
+        for i in range(deepest):
+            moved = sg(frozen(x, times[:, i], times[:, i + 1]))
+            x = jnp.where((i < leave).reshape((-1,) + (1,) * (x.ndim - 1)), moved, x)
+        t, s = (
+            jnp.take_along_axis(times, leave[:, None] + i, axis=1)[:, 0] for i in (0, 1)
+        )
+        if self.random_end:
+            s = s + 0.9 * ctx.uniform("end") * (t - s)
+        x0 = live(sg(x), t, 0.0)
+        return {"x0": x0, "x_s": path.jump(x0, sg(x), t, s), "t": t, "s": s}
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoised:
+    """The student's prediction of the data from noised data, at the times of a grid.
+
+    Attributes:
+      steps: number of steps of the sampler that the student shall serve.
+      grid: time grid; its start times are trained.
+      shares: probability of each start time, from noise to data; default equal.
+      of: data field that is noised.
+      path: path of the states; default the student's network's.
+      role: the role that predicts.
+    """
+
+    steps: int = 4
+    grid: Grid = EvenGrid()
+    shares: tuple[float, ...] | None = None
+    of: str = "x0"
+    path: Path | None = None
+    role: str = "student"
+
+    def __post_init__(self):
+        if self.shares is not None and (
+            len(self.shares) != self.steps or abs(sum(self.shares) - 1.0) > 1e-6
+        ):
+            raise ValueError(
+                f"shares must be {self.steps} probabilities that add up to 1, one per "
+                f"step, got {self.shares}"
+            )
+
+    def __call__(self, ctx: Context) -> Array:
+        path = ctx.nets[self.role].path if self.path is None else self.path
+        times = jnp.asarray(self.grid(self.steps, path)[:-1], jnp.float32)
+        shares = self.shares or (1.0 / self.steps,) * self.steps
+        edges = jnp.cumsum(jnp.asarray(shares))[:-1]
+        t = times[jnp.sum(ctx.uniform("step")[:, None] >= edges, axis=1)]
+        x0 = ctx.data[self.of]
+        x_t = path.noise(x0, ctx.normal("eps", x0), t)
+        return ctx.nets[self.role].flow_map(ctx.cond, path=path, two_time=False)(
+            x_t, t, 0.0
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Renoise:
     """A shared re-noised point ``{"x_t", "t", "eps"}`` of a sample in the data.
 

@@ -68,6 +68,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     },
     "Rollout": draws.Rollout,
     "TeacherTrajectory": draws.TeacherTrajectory,
+    "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,
     "finite_difference": losses.finite_difference,

@@ -115,16 +115,34 @@ def normalize_by_error(
     return c._replace(direction=jnp.nan_to_num(c.direction / size, posinf=0, neginf=0))
 
 
+def density_ratio(logits: Array, low: float = 0.1, high: float = 20.0) -> Array:
+    """``exp(logit)``, the density ratio real over fake, inside ``[low, high]``.
+
+    Args:
+      logits: discriminator logits, positive = real.
+      low: smallest ratio.
+      high: largest ratio.
+
+    Returns:
+      The ratio in at least float32, shape of ``logits``; constant.
+    """
+    return jnp.clip(jnp.exp(jnp.clip(_wide(sg(logits)), -10.0, 10.0)), low, high)
+
+
 def weight_by_density_ratio(
-    c: Correction, logits: Array, h: Callable[[Array], Array]
+    c: Correction,
+    logits: Array,
+    h: Callable[[Array], Array],
+    expected: Array | float = 1.0,
 ) -> Correction:
     """Weight ``h(r) / mean h(r)`` with ``r = exp(logit)`` the ratio real over fake.
 
     Args:
       c: correction of a sample.
       logits: discriminator logits ``[B]`` (positive = real) at the re-noised sample.
-      h: ``r^2 f''(r)`` of the f-divergence, for example ``lambda r: r / (1 + r)`` for
-        Jensen-Shannon.
+      h: ``r^2 f''(r)`` of the f-divergence, see `losses.divergences`.
+      expected: running mean of the ratio at the noise level of each sample, ``[B]``,
+        which divides it.
 
     Returns:
       The reweighted correction; couples the samples of a batch through the mean.
@@ -133,8 +151,7 @@ def weight_by_density_ratio(
       Xu et al., One-step Diffusion Models with f-Divergence Distribution Matching,
         2025, arXiv:2502.15681, eq. 8.
     """
-    ratio = jnp.clip(jnp.exp(jnp.clip(sg(logits), -10.0, 10.0)), 0.1, 20.0)
-    weight = h(ratio.astype(jnp.float32))
+    weight = h(density_ratio(logits) / (sg(jnp.asarray(expected)) + 1e-6))
     return scale(c, weight / (jnp.mean(weight) + 1e-6))
 
 

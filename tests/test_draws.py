@@ -10,7 +10,13 @@ import pytest
 from distilljax import oracles, paths, sampling
 from distilljax.binding import Bound, Nets, Network
 from distilljax.context import Context
-from distilljax.draws import Renoise, Rollout, TeacherTrajectory
+from distilljax.draws import (
+    Denoised,
+    OdeRollout,
+    Renoise,
+    Rollout,
+    TeacherTrajectory,
+)
 from distilljax.solvers import Euler
 from distilljax.times import EvenGrid, Point, TableGrid
 from tests import exact
@@ -173,3 +179,63 @@ def test_trajectories_carry_no_gradient():
         return jnp.sum(found["end"]) + jnp.sum(found["states"])
 
     assert float(jax.grad(end)(jnp.asarray(1.0))) == 0.0
+
+
+def test_a_step_of_the_trajectory_meets_the_deterministic_sampler():
+    ctx = context(64)
+    found = OdeRollout((1, 3), GRID)(ctx)
+    eps = dataclasses.replace(ctx, used=set()).normal("start")
+    net = affine()
+    f = Bound("student", net, net.init(0)).flow_map(None)
+    met = set()
+    for times in (GRID(1, LINEAR), GRID(3, LINEAR)):
+        for k in range(len(times) - 1):
+            of = (found["t"] == times[k]) & (found["s"] == jnp.float32(times[k + 1]))
+            x = sampling.sample(
+                f,
+                LINEAR.start(eps, t=times[0]),
+                times[: k + 2],
+                renoise=sampling.Deterministic(),
+            )
+            np.testing.assert_allclose(found["x_s"][of], x[of], atol=1e-5)
+            met |= {(len(times) - 1, k)} if bool(of.any()) else set()
+    assert met == {(1, 0), (3, 0), (3, 1), (3, 2)}
+
+
+def test_a_step_of_the_trajectory_has_its_own_gradient_alone():
+    """``x0 = gain x + rise t``: the slope in the gain is the state that came."""
+    net = affine()
+    draw = OdeRollout((3,), GRID)
+
+    def total(params, row):
+        ctx = context(16)
+        bound = Bound("student", net, params)
+        ctx = dataclasses.replace(ctx, nets=Nets({"student": bound}))
+        found = draw(ctx)
+        return found["x0"][row, 0], found
+
+    for row in range(4):
+        params = net.init(0)
+        slope, found = jax.grad(total, has_aux=True)(params, row)
+        state = (found["x0"][row, 0] - 0.4 * found["t"][row]) / 0.5
+        np.testing.assert_allclose(slope["gain"], state, rtol=1e-4)
+        np.testing.assert_allclose(slope["rise"], found["t"][row], rtol=1e-5)
+
+
+def test_random_ends_lie_inside_the_step():
+    found = OdeRollout((2,), EvenGrid(), random_end=True)(context(256))
+    low = jnp.where(found["t"] == 1.0, 0.5, 0.0)
+    share = (found["s"] - low) / (found["t"] - low)
+    assert 0.0 <= float(share.min()) < 0.05
+    assert 0.85 < float(share.max()) < 0.91
+
+
+def test_predictions_from_noised_data_start_at_the_times_of_the_grid():
+    x0 = exact.normal(1, 64, 1).astype(jnp.float32)
+    ctx = context(64, data={"x0": x0})
+    found = Denoised(2, EvenGrid())(ctx)
+    eps = dataclasses.replace(ctx, used=set()).normal("eps", x0)
+    rows = [0.5 * LINEAR.noise(x0, eps, t) + 0.4 * t for t in (1.0, 0.5)]
+    near = jnp.stack([jnp.abs(found - row)[:, 0] < 1e-5 for row in rows])
+    assert bool(jnp.all(near.any(0)))
+    assert 20 < int(near[0].sum()) < 44

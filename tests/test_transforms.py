@@ -113,6 +113,16 @@ def test_density_ratio_weights_have_mean_one_and_their_shape():
     assert np.all(np.isfinite(wild.weight))
 
 
+def test_density_ratios_are_measured_against_what_is_expected():
+    logits = jnp.array([-0.5, 0.0, 0.5, 1.0])
+    expected = jnp.array([1.0, 2.0, 1.0, 4.0])
+    c = transforms.weight_by_density_ratio(example(), logits, lambda r: r, expected)
+    wanted = jnp.exp(logits) / expected
+    allclose(c.weight, wanted / wanted.mean(), 1e-5)
+    bounded = transforms.density_ratio(jnp.array([-jnp.inf, 0.0, jnp.inf]))
+    allclose(bounded, jnp.array([0.1, 1.0, 20.0]))
+
+
 def test_reward_weights_never_turn_an_update_around():
     advantage = jnp.array([-9.0, -2.5, 0.0, 9.0])
     c = transforms.weight_by_reward(example(), advantage)

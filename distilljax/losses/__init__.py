@@ -27,6 +27,12 @@ from distilljax.losses.distribution import (
     score_gap,
     split_error,
 )
+from distilljax.losses.divergences import (
+    DIVERGENCES,
+    Divergence,
+    divergence_of,
+    skew,
+)
 from distilljax.losses.trajectory import (
     consistency,
     eulerian,
@@ -37,13 +43,16 @@ from distilljax.losses.trajectory import (
 )
 
 __all__ = [
+    "DIVERGENCES",
     "Correction",
+    "Divergence",
     "approximate_r1",
     "consistency",
     "correct",
     "discriminator_hinge",
     "discriminator_nonsaturating",
     "discriminator_relativistic",
+    "divergence_of",
     "eulerian",
     "exact",
     "finite_difference",
@@ -58,6 +67,7 @@ __all__ = [
     "regress",
     "score_gap",
     "semigroup",
+    "skew",
     "split_error",
     "toward",
 ]

@@ -10,12 +10,24 @@ from typing import Any, NamedTuple
 
 from distilljax.errors import unknown
 from distilljax.method import Citation, Method
+from distilljax.methods.adversarial import LADD, ladd
 from distilljax.methods.composed import RCM, rcm
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
 from distilljax.methods.policy import PI_FLOW, pi_flow
 from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.restoration import TSD_SR, tsd_sr
+from distilljax.methods.score_matching import (
+    DIFF_INSTRUCT,
+    DMD,
+    F_DISTILL,
+    TDM,
+    diff_instruct,
+    dmd,
+    f_distill,
+    tdm,
+)
 from distilljax.methods.trajectories import (
     CTM,
     PROGRESSIVE,
@@ -41,9 +53,13 @@ __all__ = [
     "build",
     "cm_cd",
     "ctm",
+    "diff_instruct",
+    "dmd",
     "dmd2",
+    "f_distill",
     "flow_matching",
     "gdmd",
+    "ladd",
     "mean_flow",
     "pi_flow",
     "progressive",
@@ -52,6 +68,8 @@ __all__ = [
     "scm",
     "shortcut",
     "sid",
+    "tdm",
+    "tsd_sr",
 ]
 
 
@@ -153,11 +171,47 @@ CATALOGUE = {
         "distribution matching",
         "Fisher divergence by score identities, data-free",
     ),
+    "diff_instruct": Entry(
+        diff_instruct,
+        DIFF_INSTRUCT,
+        "distribution matching",
+        "gradient of the integral KL divergence, data-free",
+    ),
+    "dmd": Entry(
+        dmd,
+        DMD,
+        "distribution matching",
+        "normalised score gap and regression to noise-image pairs",
+    ),
+    "f_distill": Entry(
+        f_distill,
+        F_DISTILL,
+        "distribution matching",
+        "score gap weighted for any f-divergence by a discriminator's density ratio",
+    ),
+    "tdm": Entry(
+        tdm,
+        TDM,
+        "distribution matching",
+        "score gap at every step of the student's deterministic trajectory, data-free",
+    ),
+    "ladd": Entry(
+        ladd,
+        LADD,
+        "adversarial",
+        "discriminator heads on the frozen teacher's features, no score gap",
+    ),
     "rcm": Entry(
         rcm,
         RCM,
         "composed",
         "continuous-time consistency regularised by distribution matching",
+    ),
+    "tsd_sr": Entry(
+        tsd_sr,
+        TSD_SR,
+        "restoration",
+        "score gap and target score gap along a short trajectory, one step",
     ),
     "gdmd": Entry(
         gdmd,

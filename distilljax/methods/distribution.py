@@ -291,12 +291,16 @@ def gdmd(
     a sample, ``A_i = (r_i - mean)/(std + 1e-4)``, ``rho_i = clip(A_i/(2 bound) + 1/2,
     0, 1)``, and the update ``i`` has the weight ``matching + strength (2 rho_i - 1)``.
 
-    The defaults are the safe form ``2 rho_i``: DMD when all rewards agree, never an
-    update turned around. It equals plain DMD plus the signed form of mirrored policies
-    ``x+ = x, x- = 2 sg(x) - x``; ``matching = 0`` is the signed form alone, and
-    ``strength > 1`` leans further on the reward. No official code was available: that
-    the target is scored, the group normalisation and the weighting are known from a
-    second-hand reading, the mirrored form is a reconstruction.
+    Signed or safe is an open question. What is known of the paper, from a second-hand
+    reading and without official code: the decoded target is scored and not the sample,
+    targets of one sample differ by time and by snapshot of the fake score and are
+    compared with each other, and the clipped advantage weighs a positive against a
+    negative velocity policy. With policies mirrored at the current sample, ``x+ = x, x-
+    = 2 sg(x) - x``, a reconstruction, that is the signed weight ``2 rho_i - 1``
+    (``matching = 0``): zero when all rewards agree, an update turned around below the
+    mean. The default is the safe form ``2 rho_i``, plain DMD plus the signed form: DMD
+    when all rewards agree, and no update turned around. ``strength > 1`` leans further
+    on the reward. Here all targets of a sample come from one fake score.
 
     Args:
       targets: re-noised points per sample, at least 2.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -96,11 +97,26 @@ def fit_score(
     return Term("fit", loss, weight)
 
 
-def logits_at(ctx: Context, x: Array, law: Law, path: Path, suffix: str = "") -> Array:
-    """Discriminator logits on the fake score's features at a re-noised sample."""
+def judged(
+    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str = "fake_score"
+) -> tuple[Array, Array]:
+    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation."""
+    denoised, taps = ctx.nets[trunk].denoised_and_taps(ctx.cond, x_t, t, path=path)
+    logits = ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
+    return denoised, logits
+
+
+def logits_at(
+    ctx: Context,
+    x: Array,
+    law: Law,
+    path: Path,
+    suffix: str = "",
+    trunk: str = "fake_score",
+) -> Array:
+    """Discriminator logits on a trunk's features at a re-noised sample."""
     x_t, t, _ = noised(ctx, x, law, path, suffix)
-    _, taps = ctx.nets.fake_score.denoised_and_taps(ctx.cond, x_t, t, path=path)
-    return ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
+    return judged(ctx, x_t, t, path, trunk)[1]
 
 
 def fool(
@@ -108,12 +124,13 @@ def fool(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array], Array] = losses.generator_nonsaturating,
+    trunk: str = "fake_score",
 ) -> Term:
     """Generator side of the diffusion GAN; gradient through the features' input."""
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
-        return value(logits_at(ctx, ctx.data["x"], law, p))
+        return value(logits_at(ctx, ctx.data["x"], law, p, trunk=trunk))
 
     return Term("fool", loss, weight)
 
@@ -123,16 +140,52 @@ def tell_apart(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array, Array], Array] = losses.discriminator_nonsaturating,
+    trunk: str = "fake_score",
 ) -> Term:
     """Discriminator side: real data against detached student samples, both noised."""
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
-        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake")
-        real = logits_at(ctx, ctx.data["x0"], law, p, "_real")
+        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
+        real = logits_at(ctx, ctx.data["x0"], law, p, "_real", trunk)
         return value(real, fake)
 
     return Term("tell_apart", loss, weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class RatioMeans:
+    """Memory ``ratio_means``: a running mean per bin of time, 1 at first."""
+
+    bins: int
+
+    def __call__(
+        self, batch_size: int, sample_shape: tuple[int, ...]
+    ) -> dict[str, Array]:
+        return {"ratio_means": jnp.ones((self.bins,), jnp.float32)}
+
+
+def binned_means(
+    means: Array, values: Array, share: Array, decay: float
+) -> tuple[Array, Array]:
+    """Running means of values over bins.
+
+    Args:
+      means: of the bins so far, ``[bins]``.
+      values: new values ``[B]``.
+      share: where each lies, ``[B]`` in [0, 1]; bins are equal parts of it.
+      decay: of the means; a bin without a value keeps its own.
+
+    Returns:
+      The new means, and that of the bin of each value, ``[B]``.
+    """
+    bins = means.shape[0]
+    index = jnp.clip((share * bins).astype(jnp.int32), 0, bins - 1)
+    member = jax.nn.one_hot(index, bins, dtype=values.dtype)
+    count = jnp.sum(member, axis=0)
+    now = jnp.sum(member * values[:, None], axis=0) / jnp.maximum(count, 1.0)
+    new = jnp.where(count > 0, decay * means + (1.0 - decay) * now, means)
+    return new, member @ new
 
 
 def per_sample_norm(x: Array) -> Array:

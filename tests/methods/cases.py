@@ -14,9 +14,10 @@ import jax.numpy as jnp
 
 from distilljax import methods
 from distilljax.binding import Network
+from distilljax.draws import TeacherTrajectory
 from distilljax.method import Method
 from distilljax.networks import policy
-from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp
+from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp, Uniform, central
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import create_frozen, create_state
@@ -64,6 +65,21 @@ CASES = {
     "sid": Case({"critic_steps": 2}),
     "rcm": Case({"warmup": 0, "critic_steps": 2, "steps": (1, 2)}),
     "gdmd": Case({"critic_steps": 2, "targets": 2, "steps": (1, 2)}),
+    "diff_instruct": Case({"critic_steps": 2, "law": central(0.02)}),
+    "dmd": Case({"critic_steps": 2, "pairs": TeacherTrajectory(1, 8)}),
+    "f_distill": Case({"critic_steps": 2, "gan_weight": 0.01, "bins": 4}),
+    "tdm": Case({"critic_steps": 2, "steps": (1, 2)}),
+    "ladd": Case(
+        {
+            "steps": 2,
+            "shares": (0.75, 0.25),
+            "law": Uniform(),
+            "r1_weight": 0.1,
+            "critic_steps": 4,
+        }
+    ),
+    # Nothing pairs the outputs with the data here: little of the paired parts.
+    "tsd_sr": Case({"critic_steps": 2, "share": 0.98, "regression_weight": 0.01}),
 }
 
 

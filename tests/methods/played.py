@@ -26,6 +26,7 @@ class Played(NamedTuple):
     update: Update
     params: dict[str, Any]
     data: dict[str, jax.Array]
+    memory: dict[str, Any]
 
     @property
     def key(self) -> jax.Array:
@@ -33,19 +34,21 @@ class Played(NamedTuple):
 
     def context(self) -> Context:
         """The context of the phase, its draws included."""
-        return self.update.context(self.params, self.data, {}, self.key, 0)
+        return self.update.context(self.params, self.data, self.memory, self.key, 0)
 
     def values(self, **params: Any) -> dict[str, jax.Array]:
         """Values of every term; trained roles may get other parameters."""
         trained = {**self.params, **params}
-        ctx = self.update.context(trained, self.data, {}, self.key, 0)
+        ctx = self.update.context(trained, self.data, self.memory, self.key, 0)
         found = {t.name: t.loss(ctx.of(t.name)) for t in self.update.phase.terms}
         return {k: v.values if isinstance(v, Out) else v for k, v in found.items()}
 
     def gradients(self) -> dict[str, Any]:
         """Gradients of the trained roles, as the trainer takes them."""
         # Eager: the programs are many and small, and run once.
-        return self.update.gradients(self.params, self.data, {}, self.key, 0, {})[0]
+        return self.update.gradients(
+            self.params, self.data, self.memory, self.key, 0, {}
+        )[0]
 
 
 def params_of(method: Method, nets: Mapping[str, Network], same: tuple[str, ...]):
@@ -72,6 +75,7 @@ def play(
     same: tuple[str, ...] = (),
     given: Mapping[str, Any] | None = None,
     data: Mapping[str, jax.Array] | None = None,
+    memory: Mapping[str, Any] | None = None,
     **networks: Network,
 ) -> Played:
     """Joins a method with networks at a cycle.
@@ -84,6 +88,7 @@ def play(
       same: roles that keep the teacher's parameters.
       given: parameters by role in place of those of `params_of`.
       data: fields in place of the batch's.
+      memory: entries in place of the method's initial ones.
       **networks: by key, in place of those of `cases`.
     """
     nets = cases.networks(**networks)
@@ -101,11 +106,14 @@ def play(
     )
     (found,) = [p for p in method.phases_at(step) if p.name == phase]
     frozen = {"teacher": params["teacher"]} if "teacher" in params else {}
+    start = method.memory(batch_size, cases.SHAPE) if method.memory else {}
+    memory = {**start, **(memory or {})}
     batch = {k: v[0, 0] for k, v in cases.batch(1, batch_size).items()}
     return Played(
         Update(setup, found, state, frozen, {}),
         {role: params[role] for role in found.trains},
         {**batch, **(data or {})},
+        memory,
     )
 
 

@@ -1,0 +1,36 @@
+"""Diff-Instruct of the digits teacher: one step by the integral KL divergence.
+
+    distilljax train --config=configs/digits/diff_instruct.py --teacher=runs/digits/teacher
+
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
+Expected: not measured.
+Reproduces: no paper's row.
+"""  # noqa: E501
+
+from distilljax.cards import digits_card
+
+
+def get_config():
+    return digits_card(
+        "diff_instruct",
+        {
+            "law": "central(0.02)",
+            "critic_law": "Uniform()",
+            "critic_steps": 2,
+        },
+        cycles=1000,
+        batch_size=130,
+        student={
+            "optimizer": "adamw",
+            "lr": 5e-4,
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+            "ema": 0.99,
+        },
+        fake_score={
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+        },
+    )

@@ -1,0 +1,38 @@
+"""Latent adversarial distillation (ladd) of the digits teacher, 1 to 4 steps.
+
+    distilljax train --config=configs/digits/ladd.py --teacher=runs/digits/teacher
+
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
+Expected: not measured.
+Reproduces: no paper's row.
+"""
+
+from distilljax.cards import digits_card
+
+
+def get_config():
+    return digits_card(
+        "ladd",
+        {
+            "steps": 4,
+            "shares": (0.7, 0.1, 0.1, 0.1),
+            "law": "Uniform()",
+            "r1_weight": 0.1,
+            "critic_steps": 4,
+        },
+        cycles=1000,
+        batch_size=130,
+        student={
+            "optimizer": "adamw",
+            "lr": 5e-4,
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+            "ema": 0.99,
+        },
+        discriminator={
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "betas": (0.5, 0.99),
+            "clip": 1.0,
+        },
+    )

@@ -1,0 +1,120 @@
+"""Adversarial distillation on the features of diffusion networks."""
+
+from __future__ import annotations
+
+import jax
+
+from distilljax import losses
+from distilljax.context import Context
+from distilljax.draws import Denoised
+from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.methods.parts import (
+    TEACHER,
+    fool,
+    judged,
+    noised,
+    path_of,
+    tell_apart,
+)
+from distilljax.paths import Path
+from distilljax.sampling import Consistency
+from distilljax.times import EvenGrid, Grid, Law, LogitNormal, Schedule
+
+Array = jax.Array
+
+LADD = Citation(
+    "ladd",
+    "Fast High-Resolution Image Synthesis with Latent Adversarial Diffusion "
+    "Distillation",
+    "Sauer, Boesel, Dockhorn, Blattmann, Esser, Rombach",
+    2024,
+    "arXiv:2403.12015",
+)
+
+
+def ladd(
+    *,
+    steps: int = 4,
+    grid: Grid = EvenGrid(),
+    shares: tuple[float, ...] | None = None,
+    law: Law = LogitNormal(1.0, 1.0),
+    hinge: bool = True,
+    r1_weight: Schedule = 0.0,
+    r1_std: float = 0.1,
+    critic_steps: int = 1,
+    path: Path | None = None,
+) -> Method:
+    """LADD: the student fools heads on the frozen teacher's features, nothing else.
+
+    Student ``x = f(x_t, t, 0)`` from noised data at the start times of ``grid``;
+    ``-logit`` of the re-noised ``x``. Discriminator ``relu(1 + logit(fake)) + relu(1 -
+    logit(real))``: heads on the taps of the teacher, which sees both re-noised at times
+    of their own. The data are the teacher's own guided samples in the paper, so that
+    guidance needs no place in the loss; real data serve as well.
+
+    FastGen's variant takes the non-saturating loss (``hinge=False``) and an approximate
+    R1 penalty whose noise it adds to the clean sample while telling the network the
+    time of the noised one; here it goes to the re-noised sample, and the penalty is
+    divided by ``r1_std^2``, so that it estimates ``|grad logit|^2``.
+
+    Args:
+      steps: number of steps of the sampler that the student shall serve.
+      grid: its time grid.
+      shares: probability of each start time in training, from noise to data; default
+        equal. One-step quality wants most of it on the first.
+      law: times of the discriminator, in the path's clock; where they lie settles
+        whether structure (noisy) or texture is judged.
+      hinge: hinge losses; otherwise the non-saturating pair.
+      r1_weight: weight of the penalty; the number 0 leaves it out.
+      r1_std: perturbation of the penalty.
+      critic_steps: discriminator updates per student update; on small problems one
+        diverges, and four with ``r1_weight`` 0.1 do not.
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, discriminator.
+    """
+    draws = {"x": Denoised(steps, grid, shares, path=path)}
+    deceive, detect = (
+        (losses.generator_hinge, losses.discriminator_hinge)
+        if hinge
+        else (losses.generator_nonsaturating, losses.discriminator_nonsaturating)
+    )
+
+    def penalty(ctx: Context) -> Array:
+        p = path_of(ctx, path)
+        x_t, t, _ = noised(ctx, ctx.data["x0"], law, p)
+        moved = x_t + r1_std * ctx.normal("perturbation", x_t)
+        found, perturbed = (judged(ctx, x, t, p, "teacher")[1] for x in (x_t, moved))
+        return losses.approximate_r1(found, perturbed, r1_std)
+
+    terms = (tell_apart(law, path, 1.0, detect, "teacher"),)
+    if not (isinstance(r1_weight, (int, float)) and r1_weight == 0):
+        terms += (Term("r1", penalty, r1_weight),)
+    return check(
+        Method(
+            name="ladd",
+            roles={
+                "student": Role(),
+                "teacher": TEACHER._replace(needs=frozenset({"taps"})),
+                "discriminator": Role("discriminator", init="random"),
+            },
+            phases=(
+                Phase(
+                    "discriminator",
+                    ("discriminator",),
+                    terms,
+                    draws,
+                    repeat=critic_steps,
+                ),
+                Phase(
+                    "student",
+                    ("student",),
+                    (fool(law, path, 1.0, deceive, "teacher"),),
+                    draws,
+                ),
+            ),
+            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            cite=(LADD,),
+        )
+    )

@@ -1,0 +1,393 @@
+"""Score gaps beyond DMD2: Diff-Instruct, DMD, f-distill, trajectory matching."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import losses, transforms
+from distilljax.context import Context
+from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory
+from distilljax.losses.divergences import Divergence, divergence_of
+from distilljax.method import Citation, Method, Out, Phase, Sampling, Term, check
+from distilljax.methods.distribution import DMD2, dmd2
+from distilljax.methods.parts import (
+    RatioMeans,
+    binned_means,
+    fit_score,
+    judged,
+    noised,
+    path_of,
+    twin_roles,
+)
+from distilljax.metrics import Metric, PseudoHuberElement, half_mse
+from distilljax.paths import Path
+from distilljax.predictions import VELOCITY, X0, convert
+from distilljax.sampling import Consistency, Deterministic
+from distilljax.times import EvenGrid, Grid, Law, LogNormal, Schedule, Uniform, central
+
+Array = jax.Array
+sg = jax.lax.stop_gradient
+
+DIFF_INSTRUCT = Citation(
+    "diff_instruct",
+    "Diff-Instruct: A Universal Approach for Transferring Knowledge From Pre-trained "
+    "Diffusion Models",
+    "Luo, Hu, Zhang, Sun, Li, Zhang",
+    2023,
+    "arXiv:2305.18455",
+    "integral KL divergence and its gradient",
+)
+DMD = Citation(
+    "dmd",
+    "One-step Diffusion with Distribution Matching Distillation",
+    "Yin, Gharbi, Zhang, Shechtman, Durand, Freeman, Park",
+    2023,
+    "arXiv:2311.18828",
+    "eq. 7, 8 and the regression to noise-image pairs",
+)
+F_DISTILL = Citation(
+    "f_distill",
+    "One-step Diffusion Models with f-Divergence Distribution Matching",
+    "Xu, Nie, Vahdat",
+    2025,
+    "arXiv:2502.15681",
+    "eq. 8",
+)
+TDM = Citation(
+    "tdm",
+    "Learning Few-Step Diffusion Models by Trajectory Distribution Matching",
+    "Luo, Hu, Sun, Cai, Tang",
+    2025,
+    "arXiv:2503.06674",
+)
+
+
+def diff_instruct(
+    *,
+    law: Law = LogNormal(-1.2, 1.2),
+    critic_law: Law = LogNormal(-1.2, 1.2),
+    guidance: float = 1.0,
+    critic_steps: int = 1,
+    grid: Grid = EvenGrid(),
+    path: Path | None = None,
+) -> Method:
+    """Diff-Instruct: the gradient of the integral KL divergence, without a normaliser.
+
+    ``grad = E[(D_fake - D_real)(x_t) dx/dtheta]``. The divergence ``int w KL(q_t |
+    p_t)`` has the weight ``w alpha^2 / sigma^2`` on this gap; the released code leaves
+    it out, which is ``w = sigma^2 / alpha^2``, and so does this.
+
+    Args:
+      law: times of the gap; the released ``log sigma ~ N(-1.2, 1.2^2)``, whose data
+        have standard deviation 0.5.
+      critic_law: times at which the fake score is fitted.
+      guidance: scale ``w`` of the teacher.
+      critic_steps: critic updates per student update.
+      grid: its first time is where generation starts; ``EvenGrid(start)`` with ``start
+        < 1`` begins at a lower noise level (the released EDM students at sigma 1 to 5).
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Data-free (``cond`` only). Roles: student, teacher, fake_score.
+    """
+    draws = {"x": Rollout((1,), grid, path)}
+
+    def match(ctx: Context) -> Array:
+        p, x = path_of(ctx, path), ctx.data["x"]
+        x_t, t, _ = noised(ctx, sg(x), law, p)
+        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
+        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+        return losses.regress(losses.score_gap(x, real, fake))
+
+    fit = fit_score("fake_score", "x", critic_law, path)
+    return check(
+        Method(
+            name="diff_instruct",
+            roles=twin_roles(guidance=guidance),
+            phases=(
+                Phase(
+                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
+                ),
+                Phase("student", ("student",), (Term("match", match),), draws),
+            ),
+            batch=frozenset(),
+            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            cite=(DIFF_INSTRUCT,),
+        )
+    )
+
+
+def dmd(
+    *,
+    regression_weight: Schedule = 0.25,
+    metric: Metric = half_mse,
+    pairs: TeacherTrajectory | None = None,
+    pairs_in_batch: bool = False,
+    law: Law = central(0.02),
+    critic_law: Law = Uniform(),
+    guidance: float = 1.0,
+    critic_steps: int = 1,
+    floor: float = 1e-5,
+    grid: Grid = EvenGrid(),
+    path: Path | None = None,
+) -> Method:
+    """DMD: normalised score gap plus regression to noise-image pairs of the teacher.
+
+    ``regress(gap / mean|x - D_real|) + regression_weight d(G(z), y)`` where ``y`` is
+    the end of the teacher's deterministic trajectory from ``z``. The pairs keep the
+    modes that the reverse KL divergence drops. Without them and with five critic
+    updates it is `dmd2` without its GAN.
+
+    Args:
+      regression_weight: weight of the regression, 0.25 in the paper; the number 0
+        leaves it and the pairs out.
+      metric: ``d``; the paper's is LPIPS: `metrics.FeatureMetric` of its features.
+      pairs: how the teacher makes the pairs anew in every update; default 16 Heun
+        steps under ``guidance``. The paper makes them once, beforehand.
+      pairs_in_batch: takes them from the batch: ``pair_noise``, standard normal, and
+        ``pair_x0``, where the teacher leads it under the batch's ``cond``.
+      law: times of the gap.
+      critic_law: times at which the fake score is fitted.
+      guidance: scale ``w`` of the teacher.
+      critic_steps: critic updates per student update.
+      floor: smallest divisor of the normaliser ``mean |x - D_real|``.
+      grid: its first time is where generation starts.
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Batch: ``cond``, and the pairs if they come with it. Roles: student,
+      teacher, fake_score.
+    """
+    if pairs_in_batch and pairs is not None:
+        raise ValueError(
+            f"pairs must be None when pairs_in_batch=True, got {pairs}: they come from "
+            "the batch or from the teacher"
+        )
+    matching = dmd2(
+        steps=(1,),
+        grid=grid,
+        law=law,
+        critic_law=critic_law,
+        guidance=guidance,
+        critic_steps=critic_steps,
+        gan_weight=0,
+        floor=floor,
+        path=path,
+    )._replace(name="dmd", cite=(DMD,))
+    if isinstance(regression_weight, (int, float)) and regression_weight == 0:
+        return matching
+    draw = pairs or TeacherTrajectory(1, 16, grid, guidance=guidance, path=path)
+
+    def reach(ctx: Context) -> Array:
+        p = path_of(ctx, path)
+        if pairs_in_batch:
+            t = grid(1, p)[0]
+            z, y = p.start(ctx.data["pair_noise"], t=t), ctx.data["pair_x0"]
+        else:
+            found = ctx.data["pairs"]
+            z, t, y = found["states"][0], found["times"][0], found["end"]
+        f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
+        return losses.regress(losses.toward(f(z, t, 0.0), y), metric)
+
+    critic, student = matching.phases
+    drawn = {} if pairs_in_batch else {"pairs": draw}
+    student = student._replace(
+        terms=(*student.terms, Term("reach", reach, regression_weight)),
+        draws={**student.draws, **drawn},
+    )
+    fields = frozenset({"pair_noise", "pair_x0"} if pairs_in_batch else ())
+    return check(matching._replace(phases=(critic, student), batch=fields))
+
+
+def f_distill(
+    *,
+    divergence: str | Divergence = "js",
+    bins: int = 10,
+    decay: float = 0.5,
+    steps: tuple[int, ...] = (1,),
+    grid: Grid = EvenGrid(),
+    law: Law = central(0.02),
+    critic_law: Law = Uniform(),
+    guidance: float = 1.0,
+    critic_steps: int = 5,
+    gan_weight: Schedule = 3e-3,
+    gan_critic_weight: Schedule = 1e-2,
+    gan_law: Law = Uniform(),
+    floor: float = 1e-5,
+    path: Path | None = None,
+) -> Method:
+    """f-distill: DMD2 whose gap is weighted for any f-divergence.
+
+    ``regress(h(r)/mean h(r) gap / mean|x - D_real|) + gan_weight softplus(-logit)``
+    with ``h(r) = r^2 f''(r)`` (eq. 8) and ``r = exp(logit)`` of DMD2's discriminator at
+    the very point of the gap. As in the released code ``r`` is clipped to [0.1, 20] and
+    divided by its running mean over samples of like time. Reverse KL (``rkl``) is
+    `dmd2`; a constant factor of ``f`` does not matter.
+
+    The released code reads the discriminator from the frozen teacher's features and
+    draws one point for gap and GAN; here it sits on the fake score, and the GAN draws
+    its own, as in `dmd2`.
+
+    Args:
+      divergence: name in `losses.DIVERGENCES`, ``rkl fkl jf js sf sh ney chi2``, or one
+        such as `losses.skew`.
+      bins: equal bins of the clock for the mean of the ratio; 0 does without.
+      decay: of the running means over updates; 0 takes those of the batch.
+      steps: see `dmd2`.
+      grid: see `dmd2`.
+      law: see `dmd2`.
+      critic_law: see `dmd2`.
+      guidance: see `dmd2`.
+      critic_steps: see `dmd2`.
+      gan_weight: weight of the generator's GAN term, 0.003 in the ImageNet recipe.
+      gan_critic_weight: see `dmd2`.
+      gan_law: see `dmd2`; must reach wherever ``law`` does.
+      floor: see `dmd2`.
+      path: see `dmd2`.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, fake_score,
+      discriminator. Memory: ``ratio_means``, the bins. The weight couples the samples
+      of a batch.
+    """
+    h = divergence_of(divergence).h
+    if isinstance(gan_weight, (int, float)) and gan_weight == 0:
+        raise ValueError(
+            "gan_weight must not be the number 0: the weight needs the discriminator; "
+            "use dmd2(gan_weight=0) for reverse KL without one"
+        )
+    base = dmd2(
+        steps=steps,
+        grid=grid,
+        law=law,
+        critic_law=critic_law,
+        guidance=guidance,
+        critic_steps=critic_steps,
+        gan_weight=gan_weight,
+        gan_critic_weight=gan_critic_weight,
+        gan_law=gan_law,
+        floor=floor,
+        path=path,
+    )
+
+    def match(ctx: Context) -> Out:
+        p, x = path_of(ctx, path), ctx.data["x"]
+        x_t, t, _ = noised(ctx, sg(x), law, p)
+        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
+        fake, logits = judged(ctx, x_t, t, p)
+        logits = jnp.mean(logits.reshape(logits.shape[0], -1), axis=1)
+        memory, expected = {}, 1.0
+        if bins:
+            ratio = transforms.density_ratio(logits)
+            new, expected = binned_means(
+                ctx.memory["ratio_means"], ratio, t / p.t_max, decay
+            )
+            memory = {"ratio_means": new}
+        c = losses.score_gap(x, real, fake)
+        c = transforms.normalize_by_error(c, reference=real, floor=floor)
+        c = transforms.weight_by_density_ratio(c, logits, h, expected)
+        return Out(losses.regress(c), {"largest_weight": jnp.max(c.weight)}, memory)
+
+    critic, student = base.phases
+    student = student._replace(
+        terms=(Term("match", match, coupled=True), *student.terms[1:])
+    )
+    return check(
+        base._replace(
+            name="f_distill",
+            phases=(critic, student),
+            memory=RatioMeans(bins) if bins else None,
+            cite=(F_DISTILL, DMD2),
+        )
+    )
+
+
+def tdm(
+    *,
+    steps: tuple[int, ...] = (4,),
+    grid: Grid = EvenGrid(),
+    separate: bool = True,
+    random_end: bool = False,
+    law: Law = central(0.02),
+    guidance: float = 1.0,
+    critic_steps: int = 1,
+    metric: Metric = PseudoHuberElement(1e-3),
+    floor: float = 1e-5,
+    path: Path | None = None,
+) -> Method:
+    """TDM: the score gap at every step of the student's deterministic trajectory.
+
+    A step leads from ``x_t`` to ``x_s`` along the student's prediction ``x0``; ``x_s``
+    is re-noised by the forward kernel to a time ``tau`` in ``(s, t)``, and ``d(x0, x0 +
+    D_real - D_fake) / mean|x0 - D_real|`` at that point moves ``x0``. With one step it
+    is `dmd` without its pairs.
+
+    The fake score is fitted to the denoiser target of the kernel from ``x_s`` to
+    ``tau``, whose conditional mean is exactly the score of the re-noised states, with
+    the weight ``1 - (alpha_tau sigma_s / (alpha_s sigma_tau))^2`` on the velocity that
+    keeps it bounded as ``tau`` nears ``s``. The released code regresses on ``x0``
+    instead, which would be exact if the noise in ``x_s`` were independent of ``x0``,
+    and weights by a ratio of noise densities to make up for that.
+
+    Args:
+      steps: numbers of steps that one student shall serve; every sample draws its own.
+      grid: their time grids.
+      separate: whether ``tau`` stays inside the step, so that the fake score at a time
+        belongs to one step of a grid. Otherwise it lies anywhere above ``s`` (the
+        released code's default) and the fake score fits the mixture over steps.
+      random_end: ends steps at times inside them, see `draws.OdeRollout`.
+      law: ``tau``: its share of the clock is taken as a share of the stretch above
+        ``s``, 0 to 1 without both ends.
+      guidance: scale ``w`` of the teacher.
+      critic_steps: critic updates per student update.
+      metric: ``d``; the released pseudo-Huber width is 0.001, nearly the sign of the
+        gap. `metrics.half_mse` is DMD's.
+      floor: smallest divisor of the normaliser.
+      path: path; default the student's network's.
+
+    Returns:
+      The method. Data-free (``cond`` only). Roles: student, teacher, fake_score.
+    """
+    draws = {"step": OdeRollout(steps, grid, random_end, path)}
+
+    def renoised(ctx: Context, p: Path) -> tuple[Array, Array, Array]:
+        found = ctx.data["step"]
+        s = found["s"]
+        top = found["t"] if separate else max(grid(n, p)[0] for n in steps)
+        tau = s + (top - s) * ctx.times("t", law, p) / p.t_max
+        eps = ctx.normal("eps", found["x_s"])
+        x_tau, target = p.renoise_from(sg(found["x_s"]), s, tau, eps)
+        return x_tau, tau, target
+
+    def match(ctx: Context) -> Array:
+        p, x = path_of(ctx, path), ctx.data["step"]["x0"]
+        x_tau, tau, _ = renoised(ctx, p)
+        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_tau, tau)
+        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_tau, tau)
+        error = jnp.mean(jnp.abs(sg(x - real)), axis=tuple(range(1, x.ndim)))
+        weight = 1.0 / jnp.maximum(error, floor)
+        return losses.regress(losses.score_gap(x, real, fake, weight), metric)
+
+    def fit(ctx: Context) -> Array:
+        p, s = path_of(ctx, path), ctx.data["step"]["s"]
+        x_tau, tau, target = renoised(ctx, p)
+        v = ctx.nets.fake_score.velocity(ctx.cond, path=p)(x_tau, tau)
+        wanted = convert(p, target, x_tau, tau, X0, VELOCITY)
+        kept = p.alpha(tau) * p.sigma(s) / (p.alpha(s) * p.sigma(tau))
+        return losses.regress(losses.toward(v, wanted, 1.0 - kept**2))
+
+    terms = (Term("fit", fit),)
+    return check(
+        Method(
+            name="tdm",
+            roles=twin_roles(guidance=guidance),
+            phases=(
+                Phase("fake_score", ("fake_score",), terms, draws, repeat=critic_steps),
+                Phase("student", ("student",), (Term("match", match),), draws),
+            ),
+            batch=frozenset(),
+            sampling=Sampling(grid, Deterministic(), path, two_time=False),
+            cite=(TDM, DMD),
+        )
+    )
