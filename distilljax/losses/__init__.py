@@ -29,6 +29,7 @@ from distilljax.losses.distribution import (
 )
 from distilljax.losses.trajectory import (
     consistency,
+    dual_end,
     eulerian,
     exact,
     finite_difference,
@@ -44,6 +45,7 @@ __all__ = [
     "discriminator_hinge",
     "discriminator_nonsaturating",
     "discriminator_relativistic",
+    "dual_end",
     "eulerian",
     "exact",
     "finite_difference",

@@ -10,22 +10,46 @@ from typing import Any, NamedTuple
 
 from distilljax.errors import unknown
 from distilljax.method import Citation, Method
-from distilljax.methods.composed import RCM, rcm
+from distilljax.methods.anchored import DE_CM, FACM, de_cm, facm
+from distilljax.methods.composed import RCM, SANA_SPRINT, rcm, sana_sprint
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
+from distilljax.methods.consistency_training import (
+    CM_CT,
+    ECT,
+    ICT,
+    LCM,
+    cm_ct,
+    ect,
+    ict,
+    lcm,
+)
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
-from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.regression import (
+    DENOISING,
+    FLOW_MATCHING,
+    denoising,
+    flow_matching,
+)
 
 __all__ = [
     "CATALOGUE",
     "Entry",
     "build",
     "cm_cd",
+    "cm_ct",
+    "de_cm",
+    "denoising",
     "dmd2",
+    "ect",
+    "facm",
     "flow_matching",
     "gdmd",
+    "ict",
+    "lcm",
     "mean_flow",
     "rcm",
+    "sana_sprint",
     "scm",
     "sid",
 ]
@@ -57,6 +81,13 @@ CATALOGUE = {
         "velocity regressed on data and noise; makes teachers",
         teacher=False,
     ),
+    "denoising": Entry(
+        denoising,
+        DENOISING,
+        "regression",
+        "any kind of prediction regressed on data and noise; makes teachers",
+        teacher=False,
+    ),
     "cm_cd": Entry(
         cm_cd,
         CM_CD,
@@ -68,6 +99,45 @@ CATALOGUE = {
         SCM,
         "consistency",
         "continuous-time consistency on TrigFlow through one jvp",
+    ),
+    "cm_ct": Entry(
+        cm_ct,
+        CM_CT,
+        "consistency",
+        "neighbouring noise levels of one data point map to one x0",
+        teacher=False,
+    ),
+    "ict": Entry(
+        ict,
+        ICT,
+        "consistency",
+        "consistency training on itself, pseudo-Huber, doubling segments",
+        teacher=False,
+    ),
+    "ect": Entry(
+        ect,
+        ECT,
+        "consistency",
+        "a diffusion model tuned into a consistency model by shrinking gaps",
+        teacher=False,
+    ),
+    "lcm": Entry(
+        lcm,
+        LCM,
+        "consistency",
+        "long steps of the guided teacher, the scale drawn from a range",
+    ),
+    "facm": Entry(
+        facm,
+        FACM,
+        "consistency",
+        "continuous-time consistency anchored by flow matching in one network",
+    ),
+    "de_cm": Entry(
+        de_cm,
+        DE_CM,
+        "consistency",
+        "to the data, along the flow, and from noise to every level",
     ),
     "mean_flow": Entry(
         mean_flow,
@@ -92,6 +162,12 @@ CATALOGUE = {
         RCM,
         "composed",
         "continuous-time consistency regularised by distribution matching",
+    ),
+    "sana_sprint": Entry(
+        sana_sprint,
+        SANA_SPRINT,
+        "composed",
+        "continuous-time consistency with a GAN on the teacher's features",
     ),
     "gdmd": Entry(
         gdmd,
