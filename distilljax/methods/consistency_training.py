@@ -218,7 +218,7 @@ def cm_ct(
       grid: time grid; the paper's is Karras with rho 7.
       metric: ``d``; the paper prefers LPIPS, see `metrics.FeatureMetric`.
       target_decay: EMA decay ``mu`` of the target network; None is the paper's ``exp(s0
-        log(0.9) / segments)``, 0 copies.
+        log(0.9) / segments)``, made for long runs; 0 copies, which suits short ones.
       init: ``random``, or ``teacher`` to start from a diffusion model.
       path: path; default the student's network's.
       boundary: time at which the map is the identity (``sigma_min`` on EDM); 0 by

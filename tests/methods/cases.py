@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from distilljax import methods
 from distilljax.binding import Network
 from distilljax.method import Method
-from distilljax.methods.curricula import DoublingSegments, Shrink
+from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
 from distilljax.times import EvenGrid, LogitNormal, LogNormal, Pair, Ramp
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
@@ -48,7 +48,14 @@ CASES = {
     "denoising": Case({"kind": "x0", "label_dropout": 0.1}, few_steps=False),
     "cm_cd": Case({"segments": 12, "grid": EvenGrid(), "guidance": 1.5}),
     "scm": Case({"warmup": 0.5}),
-    "cm_ct": Case({"segments": 18, "grid": EvenGrid(), "init": "teacher"}),
+    "cm_ct": Case(
+        {
+            "segments": RootSegments(300, 2, 30),
+            "grid": EvenGrid(),
+            "init": "teacher",
+            "target_decay": 0.0,
+        }
+    ),
     "ict": Case({"segments": DoublingSegments(300, 10, 40), "init": "teacher"}),
     "ect": Case({"gap": Shrink(300, 4), "law": LogNormal(0.0, 2.0)}),
     "lcm": Case({"segments": 12, "guidance": (1.0, 2.0)}),
