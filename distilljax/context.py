@@ -99,7 +99,7 @@ class Context:
         shape = (self.batch_size,) if shape is None else shape
         return self.constrain(jax.random.uniform(self.key(name), shape))
 
-    def integers(self, name: str, count: int) -> Array:
+    def integers(self, name: str, count: int | Array) -> Array:
         """Integers ``0 .. count - 1``, ``[B]``."""
         key = self.key(name)
         return self.constrain(jax.random.randint(key, (self.batch_size,), 0, count))

@@ -11,6 +11,7 @@ residual form ``direction + (sg(output) - output)``.
 | `PseudoHuberVector(c)` | sqrt(|r|^2 + c^2) - c per sample (iCT, ECT) |
 | `PseudoHuberElement(c)` | sqrt(r^2 + c^2) - c per element (LCM codes) |
 | `norm` | |r| per sample |
+| `mse_cosine` | mean r^2 + 1 - cos(output, target) per sample |
 | `FeatureMetric(fn)` | half_mse between features of output and target |
 """
 
@@ -66,6 +67,23 @@ def _safe_sqrt(squared: Array) -> Array:
 def norm(output: Array, direction: Array, leading: int) -> Array:
     """``|r|`` per sample; gradient 0 at 0."""
     return _safe_sqrt(sum_squares(output, direction, leading))
+
+
+def mse_cosine(output: Array, direction: Array, leading: int) -> Array:
+    """``mean r^2 + mean(1 - cos)``, the cosine of output and target on the last axis.
+
+    The flow-matching loss of FACM (Peng et al., 2025, arXiv:2507.03738).
+    """
+    r = residual(output, direction)
+    target, found = sg(output) + sg(direction), output.astype(r.dtype)
+    target = target.astype(r.dtype)
+
+    def size(x: Array) -> Array:
+        return jnp.sqrt(jnp.maximum(jnp.sum(x**2, axis=-1), 1e-12))
+
+    cosine = jnp.sum(found * target, axis=-1) / (size(found) * size(target))
+    apart = jnp.mean(1.0 - cosine, axis=_trailing(cosine, leading))
+    return jnp.mean(r**2, axis=_trailing(r, leading)) + apart
 
 
 @dataclasses.dataclass(frozen=True)

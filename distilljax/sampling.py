@@ -7,6 +7,7 @@ steps, one program without host round trips.
 |---|---|
 | `Deterministic()` | ``f(x, t, s)`` |
 | `Consistency()` | ``x0 = f(x, t, 0)``, then noise ``x0`` to ``s`` with fresh noise |
+| `HopFirst()` | the first rule from pure noise, then the second |
 | `Gamma(g)` | ``f`` to a level below ``s``, then noise back up to ``s``; 0: the first rule, 1: the second |
 | `SDE(eta)` | step along ``x0 = f(x, t, 0)`` with a share of fresh noise; 0: DDIM |
 """  # noqa: E501
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.flow_maps import FlowMap
-from distilljax.paths import Path
+from distilljax.paths import Path, expand
 from distilljax.solvers import ancestral_std
 from distilljax.times import check_times
 
@@ -59,6 +60,25 @@ class Consistency:
         self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
     ) -> Array:
         return path.noise(flow_map(x, t, jnp.zeros_like(s)), eps, s)
+
+
+@dataclasses.dataclass(frozen=True)
+class HopFirst:
+    """From pure noise one jump to ``s``; every later step as `Consistency`.
+
+    The jump adds no fresh noise, so that a few-step sampler makes one long jump less
+    (Dong et al., Dual-End Consistency Model, 2026, arXiv:2602.10764). It needs a map
+    that was trained from noise to every ``s``.
+    """
+
+    noisy = True
+
+    def __call__(
+        self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
+    ) -> Array:
+        hop = jnp.asarray(t) >= path.t_max * (1.0 - 1e-6)
+        moved = flow_map(x, t, jnp.where(hop, s, 0.0))
+        return jnp.where(expand(hop, x), moved, path.noise(moved, eps, s))
 
 
 @dataclasses.dataclass(frozen=True)

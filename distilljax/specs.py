@@ -23,11 +23,13 @@ from distilljax import (
     transforms,
 )
 from distilljax.errors import unknown
+from distilljax.methods import consistency_training, curricula
 
 _CALLS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(times, name)
         for name in (
+            "ArctanNormal",
             "Choice",
             "EvenGrid",
             "Interval",
@@ -48,7 +50,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     },
     **{
         n: getattr(sampling, n)
-        for n in ("Consistency", "Deterministic", "Gamma", "SDE")
+        for n in ("Consistency", "Deterministic", "Gamma", "HopFirst", "SDE")
     },
     **{
         name: getattr(paths, name)
@@ -65,6 +67,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(solvers, name)
         for name in ("DDIM", "DPMSolverPP2M", "Euler", "Heun", "Midpoint")
+    },
+    **{
+        name: getattr(curricula, name)
+        for name in ("DoublingSegments", "RootSegments", "SegmentDecay", "Shrink")
     },
     "Rollout": draws.Rollout,
     "TeacherTrajectory": draws.TeacherTrajectory,
@@ -83,7 +89,10 @@ _PARTIAL: dict[str, Callable[..., Any]] = {
 _VALUES: dict[str, Any] = {
     "exact": losses.exact,
     "half_mse": metrics.half_mse,
+    "inverse_gap": consistency_training.inverse_gap,
+    "inverse_output_scale": consistency_training.inverse_output_scale,
     "l2_norm": transforms.l2_norm,
+    "mse_cosine": metrics.mse_cosine,
     "norm": metrics.norm,
     "rms_norm": transforms.rms_norm,
     "sum_squares": metrics.sum_squares,

@@ -91,6 +91,22 @@ class LogNormal:
 
 
 @dataclasses.dataclass(frozen=True)
+class ArctanNormal:
+    """``t_max (2/pi) arctan(exp(N(mean, std^2)))`` (FACM: -0.8, 1.6).
+
+    On TrigFlow with ``sigma_d = 1`` it is `LogNormal`; elsewhere it keeps that law of
+    the clock.
+    """
+
+    mean: float = -0.8
+    std: float = 1.6
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
+        return _inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
+
+
+@dataclasses.dataclass(frozen=True)
 class Point:
     """Always the same time, a fraction of the clock; 1 is pure noise."""
 
@@ -208,6 +224,14 @@ class Grid(Protocol):
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]: ...
 
 
+class GrowingGrid(Grid, Protocol):
+    """A grid whose number of steps may change while a program runs."""
+
+    def at(self, index: Array, steps: Array, path: Path) -> Array:
+        """Times of the indices ``0 .. steps``, all of them arrays."""
+        ...
+
+
 def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     """Returns decreasing times as floats.
 
@@ -239,6 +263,10 @@ class EvenGrid:
         top = self.start * path.t_max
         return check_times(tuple(top * (1.0 - i / n) for i in range(n + 1)))
 
+    def at(self, index: Array, steps: Array, path: Path) -> Array:
+        """See `GrowingGrid`."""
+        return self.start * path.t_max * (1.0 - index / steps)
+
 
 @dataclasses.dataclass(frozen=True)
 class KarrasGrid:
@@ -262,6 +290,21 @@ class KarrasGrid:
         with jax.ensure_compile_time_eval():
             angles = jnp.arctan(jnp.asarray(ratios, jnp.float32))
             return check_times((*map(float, path.time_of_angle(angles)), 0.0))
+
+    def ratio(self, index: Array, steps: Array) -> Array:
+        """``sigma/alpha`` of grid points; 0 at ``index = steps``."""
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        share = index / jnp.maximum(steps - 1, 1)
+        return jnp.where(index >= steps, 0.0, (hi + share * (lo - hi)) ** self.rho)
+
+    def index(self, ratio: Array, steps: Array) -> Array:
+        """Real-valued index of a ``sigma/alpha``; inverse of `ratio`."""
+        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (hi - ratio ** (1 / self.rho)) / (hi - lo) * jnp.maximum(steps - 1, 1)
+
+    def at(self, index: Array, steps: Array, path: Path) -> Array:
+        """See `GrowingGrid`."""
+        return path.time_of_angle(jnp.arctan(self.ratio(index, steps)))
 
 
 @dataclasses.dataclass(frozen=True)

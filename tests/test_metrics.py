@@ -114,3 +114,13 @@ def test_a_feature_metric_takes_one_weight_per_sample():
 def test_metrics_are_values():
     assert metrics.PseudoHuberVector(0.1) == metrics.PseudoHuberVector(0.1)
     assert metrics.PseudoHuberElement(0.1) != metrics.PseudoHuberElement(0.2)
+
+
+def test_mse_cosine_adds_the_angle_between_output_and_target():
+    output = jnp.asarray([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 4.0], [1.0, 1.0]]])
+    target = jnp.asarray([[[0.0, 1.0], [0.0, 1.0]], [[3.0, 4.0], [-1.0, -1.0]]])
+    found = metrics.mse_cosine(output, target - output, 1)
+    # Cosines 0 and 1, then 1 and -1.
+    np.testing.assert_allclose(found, [0.75 + 0.5, 2.0 + 1.0], atol=1e-6)
+    rest = jax.grad(lambda o: metrics.mse_cosine(o, jnp.zeros_like(o), 1).sum())(output)
+    np.testing.assert_allclose(rest, 0.0, atol=1e-6)

@@ -10,12 +10,20 @@ from distilljax import paths, sampling, solvers
 from distilljax.flow_maps import AffineFlowMap
 from distilljax.oracles import prediction
 from distilljax.predictions import X0
-from distilljax.sampling import SDE, Consistency, Deterministic, Gamma, Hooks, sample
+from distilljax.sampling import (
+    SDE,
+    Consistency,
+    Deterministic,
+    Gamma,
+    Hooks,
+    HopFirst,
+    sample,
+)
 from tests.exact import PATHS, allclose, gaussian, normal
 
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(7)
-RULES = (Deterministic(), Consistency(), Gamma(0.5), SDE(1.0))
+RULES = (Deterministic(), Consistency(), Gamma(0.5), SDE(1.0), HopFirst())
 NAMES = ("linear", "vp", "edm", "trigflow_half")
 
 
@@ -235,3 +243,17 @@ def test_bad_input_is_refused(call, text):
 def test_rules_are_values():
     assert sampling.Consistency() == Consistency()
     assert Gamma(0.5) != Gamma(0.4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_hop_is_a_jump_and_later_steps_re_noise(name):
+    path, f = PATHS[name], exact(PATHS[name])
+    x, times = path.start(normal(0, 4, 2)), grid(path, 0.8, 0.4)
+    two = sample(f, x, (*times[:2], 0.0), renoise=HopFirst(), key=KEY)
+    allclose(two, f(x, path.t_max, 0.0), 1e-10)
+    _, states = sample(f, x, times, renoise=HopFirst(), key=KEY, trajectory=True)
+    allclose(states[0], f(x, path.t_max, times[1]), 1e-10)
+    eps = jax.random.normal(jax.random.fold_in(KEY, 1), x.shape, x.dtype)
+    noised = path.noise(f(states[0], times[1], 0.0), eps, times[2])
+    allclose(states[1], noised, 1e-10)
+    allclose(states[2], f(states[1], times[2], 0.0), 1e-10)

@@ -25,6 +25,7 @@ def draw(law, path):
         times.central(),
         times.LogitNormal(),
         times.LogNormal(),
+        times.ArctanNormal(),
         times.Point(),
         times.Shifted(times.Uniform(), 3.0),
         times.Mixture(((0.5, times.Uniform()), (0.5, times.Point()))),
@@ -191,3 +192,27 @@ def test_laws_are_values():
     assert times.Pair() == times.Pair(times.LogitNormal(-0.4, 1.0))
     assert times.Ramp(10) != times.Ramp(11)
     assert hash(times.TableGrid(((1.0,),))) == hash(times.TableGrid(((1.0,),)))
+
+
+@pytest.mark.parametrize("grid", [times.EvenGrid(0.9), times.KarrasGrid(0.01, 20.0)])
+@pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
+def test_grids_that_grow_have_the_times_of_fixed_ones(name, grid):
+    path = PATHS[name]
+    for steps in (1, 2, 18):
+        at = jax.jit(lambda i, n: grid.at(i, n, path))
+        found = at(jnp.arange(steps + 1), jnp.asarray(steps))
+        np.testing.assert_allclose(found, grid(steps, path), rtol=2e-5, atol=1e-6)
+
+
+def test_the_index_of_a_level_inverts_the_grid():
+    grid, index = times.KarrasGrid(), jnp.asarray([0.0, 1.0, 7.5, 17.0])
+    found = grid.index(grid.ratio(index, jnp.asarray(18)), jnp.asarray(18))
+    np.testing.assert_allclose(found, index, atol=1e-4)
+
+
+def test_arctan_normal_is_log_normal_in_the_clock_of_trigflow():
+    law, wanted = times.ArctanNormal(-0.8, 1.6), times.LogNormal(-0.8, 1.6)
+    for name in ("trigflow", "linear"):
+        share = draw(law, PATHS[name]) / PATHS[name].t_max
+        on_circle = draw(wanted, PATHS["trigflow"]) / PATHS["trigflow"].t_max
+        np.testing.assert_allclose(share, on_circle, rtol=1e-5)

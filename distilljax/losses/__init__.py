@@ -35,6 +35,7 @@ from distilljax.losses.divergences import (
 )
 from distilljax.losses.trajectory import (
     consistency,
+    dual_end,
     eulerian,
     exact,
     finite_difference,
@@ -53,6 +54,7 @@ __all__ = [
     "discriminator_nonsaturating",
     "discriminator_relativistic",
     "divergence_of",
+    "dual_end",
     "eulerian",
     "exact",
     "finite_difference",

@@ -175,6 +175,71 @@ def lagrangian(
     return correct(output, direction, jnp.ones(t.shape, jnp.float32))
 
 
+def dual_end(
+    flow_map: AffineFlowMap,
+    field: Callable[[Array, Time], Array],
+    v: Array,
+    x_t: Array,
+    t: Time,
+    s: Time,
+    *,
+    start_weight: float = 1.0,
+    end_weight: float = 0.5,
+) -> Correction:
+    """Both derivatives of the map at once: ``gamma`` `eulerian` + ``lam`` `lagrangian`.
+
+    One jvp of the output along ``gamma (v, 1)`` in ``(x, t)`` and ``-lam`` in ``s``
+    (each times the factor of its identity) carries both. On the linear path the
+    direction is
+
+        gamma v + lam field(f, s) - (gamma + lam) F + (s - t) dF,
+
+    ``dF`` along ``(gamma v, gamma, -lam)``: the residual of Dual-End Consistency (2026,
+    noise to noisy), which vanishes on the exact map.
+
+    Args:
+      flow_map: student.
+      field: teacher velocity, evaluated at the student's own point.
+      v: velocity at ``(x_t, t)``, ``[B, ...]``. Constant.
+      x_t: state, shape of ``v``.
+      t: start time.
+      s: end time, at most ``t``.
+      start_weight: ``gamma``, at least 0; 0 leaves `lagrangian`.
+      end_weight: ``lam``, at least 0; 0 leaves `eulerian`.
+
+    Returns:
+      A correction of the network output; weight ones over the axes of the times.
+
+    Gradient flow: through the primal ``F`` only.
+
+    References:
+      Dong et al., Dual-End Consistency Model, 2026, arXiv:2602.10764.
+    """
+    x_t, v = sg(x_t), sg(v)
+    t, s = _times(x_t, t, s)
+    te, se = expand(t, x_t), expand(s, x_t)
+    ones = jnp.ones_like(te)
+    (a, b), (da, db) = jax.jvp(lambda u: flow_map.coefficients(u, se), (te,), (ones,))
+    _, (ea, eb) = jax.jvp(lambda u: flow_map.coefficients(te, u), (se,), (ones,))
+    scale = start_weight * flow_map.tangent_scale(te, se)
+    forward, backward = scale * b, -end_weight * b / eb
+    output, carried = jax.jvp(
+        flow_map.output,
+        (x_t, t, s),
+        (
+            (forward * v).astype(x_t.dtype),
+            forward.reshape(t.shape),
+            backward.reshape(s.shape),
+        ),
+    )
+    fixed = sg(output)
+    start = scale * (da * x_t + db * fixed + a * v)
+    moved = a * x_t + b * fixed
+    end = (sg(field(moved, s)) - ea * x_t - eb * fixed) / eb
+    direction = start + end_weight * end + sg(carried)
+    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+
+
 def consistency(
     f: FlowMap,
     f_target: FlowMap,

@@ -11,12 +11,28 @@ from typing import Any, NamedTuple
 from distilljax.errors import unknown
 from distilljax.method import Citation, Method
 from distilljax.methods.adversarial import LADD, ladd
-from distilljax.methods.composed import RCM, rcm
+from distilljax.methods.anchored import DE_CM, FACM, de_cm, facm
+from distilljax.methods.composed import RCM, SANA_SPRINT, rcm, sana_sprint
 from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
+from distilljax.methods.consistency_training import (
+    CM_CT,
+    ECT,
+    ICT,
+    LCM,
+    cm_ct,
+    ect,
+    ict,
+    lcm,
+)
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
 from distilljax.methods.policy import PI_FLOW, pi_flow
-from distilljax.methods.regression import FLOW_MATCHING, flow_matching
+from distilljax.methods.regression import (
+    DENOISING,
+    FLOW_MATCHING,
+    denoising,
+    flow_matching,
+)
 from distilljax.methods.restoration import TSD_SR, tsd_sr
 from distilljax.methods.score_matching import (
     DIFF_INSTRUCT,
@@ -52,19 +68,27 @@ __all__ = [
     "ayf_lmd",
     "build",
     "cm_cd",
+    "cm_ct",
     "ctm",
+    "de_cm",
+    "denoising",
     "diff_instruct",
     "dmd",
     "dmd2",
+    "ect",
     "f_distill",
+    "facm",
     "flow_matching",
     "gdmd",
+    "ict",
     "ladd",
+    "lcm",
     "mean_flow",
     "pi_flow",
     "progressive",
     "rcm",
     "reflow",
+    "sana_sprint",
     "scm",
     "shortcut",
     "sid",
@@ -99,6 +123,13 @@ CATALOGUE = {
         "velocity regressed on data and noise; makes teachers",
         teacher=False,
     ),
+    "denoising": Entry(
+        denoising,
+        DENOISING,
+        "regression",
+        "any kind of prediction regressed on data and noise; makes teachers",
+        teacher=False,
+    ),
     "cm_cd": Entry(
         cm_cd,
         CM_CD,
@@ -110,6 +141,45 @@ CATALOGUE = {
         SCM,
         "consistency",
         "continuous-time consistency on TrigFlow through one jvp",
+    ),
+    "cm_ct": Entry(
+        cm_ct,
+        CM_CT,
+        "consistency",
+        "neighbouring noise levels of one data point map to one x0",
+        teacher=False,
+    ),
+    "ict": Entry(
+        ict,
+        ICT,
+        "consistency",
+        "consistency training on itself, pseudo-Huber, doubling segments",
+        teacher=False,
+    ),
+    "ect": Entry(
+        ect,
+        ECT,
+        "consistency",
+        "a diffusion model tuned into a consistency model by shrinking gaps",
+        teacher=False,
+    ),
+    "lcm": Entry(
+        lcm,
+        LCM,
+        "consistency",
+        "long steps of the guided teacher, the scale drawn from a range",
+    ),
+    "facm": Entry(
+        facm,
+        FACM,
+        "consistency",
+        "continuous-time consistency anchored by flow matching in one network",
+    ),
+    "de_cm": Entry(
+        de_cm,
+        DE_CM,
+        "consistency",
+        "to the data, along the flow, and from noise to every level",
     ),
     "mean_flow": Entry(
         mean_flow,
@@ -212,6 +282,12 @@ CATALOGUE = {
         TSD_SR,
         "restoration",
         "score gap and target score gap along a short trajectory, one step",
+    ),
+    "sana_sprint": Entry(
+        sana_sprint,
+        SANA_SPRINT,
+        "composed",
+        "continuous-time consistency with a GAN on the teacher's features",
     ),
     "gdmd": Entry(
         gdmd,

@@ -27,8 +27,8 @@ def path_of(ctx: Context, path: Path | None, role: str = "student") -> Path:
     return ctx.nets[role].path if path is None else path
 
 
-def guidance_needs(guidance: float) -> frozenset[str]:
-    """What a network must have for a guidance scale."""
+def guidance_needs(guidance: float | tuple[float, float]) -> frozenset[str]:
+    """What a network must have for a guidance scale, or a range of them."""
     return frozenset() if guidance == 1 else frozenset({"null"})
 
 

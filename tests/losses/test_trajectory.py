@@ -13,6 +13,7 @@ from distilljax.corrections import correct, regress
 from distilljax.flow_maps import AffineFlowMap
 from distilljax.losses import (
     consistency,
+    dual_end,
     eulerian,
     finite_difference,
     lagrangian,
@@ -467,3 +468,34 @@ def test_tangents_stay_bounded_at_the_noise_end():
     assert c.direction.dtype == jnp.float32
     assert np.all(np.isfinite(c.direction))
     assert np.abs(c.direction).max() < 10.0
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.5), (0.0, 2.0), (0.7, 0.0)])
+@pytest.mark.parametrize("name", NAMES)
+def test_dual_end_is_the_weighted_sum_of_both_derivatives(name, weights):
+    path = PATHS[name]
+    x, t, _, s = points(path)
+    build, params = student(path, kind=flow_output(path))
+    f, field = build(params), prediction(gaussian(), path, "velocity")
+    v = field(x, t)
+    found = dual_end(
+        f, field, v, x, t, s, start_weight=weights[0], end_weight=weights[1]
+    )
+    start, end = eulerian(f, v, x, t, s), lagrangian(f, field, x, t, s)
+    wanted = weights[0] * start.direction + weights[1] * end.direction
+    assert float(jnp.abs(wanted).max()) > 0.01
+    allclose(found.direction, wanted, 1e-9)
+    allclose(found.output, start.output)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dual_end_vanishes_at_the_exact_map(name):
+    path = PATHS[name]
+    x, t, _, s = points(path)
+    field = prediction(gaussian(), path, "velocity")
+    f = exact_map(path)
+    assert float(jnp.abs(dual_end(f, field, field(x, t), x, t, s).direction).max()) < (
+        1e-9
+    )
+    off = dual_end(shifted(f, 0.1), field, field(x, t), x, t, s)
+    assert float(jnp.abs(off.direction).max()) > 0.01

@@ -16,8 +16,17 @@ from distilljax import methods
 from distilljax.binding import Network
 from distilljax.draws import TeacherTrajectory
 from distilljax.method import Method
+from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
 from distilljax.networks import policy
-from distilljax.times import EvenGrid, LogitNormal, Pair, Ramp, Uniform, central
+from distilljax.times import (
+    EvenGrid,
+    LogitNormal,
+    LogNormal,
+    Pair,
+    Ramp,
+    Uniform,
+    central,
+)
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import create_frozen, create_state
@@ -29,17 +38,40 @@ CLASSES = 3
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Options of a method and how long its toy run is."""
+    """Options of a method and how long its toy run is.
+
+    Attributes:
+      options: of the factory.
+      cycles: of the toy run.
+      lr: of the toy run.
+      few_steps: whether it makes a few-step generator; else it makes teachers.
+    """
 
     options: Mapping[str, Any]
     cycles: int = 300
     lr: float = 1e-3
+    few_steps: bool = True
 
 
 CASES = {
-    "flow_matching": Case({"label_dropout": 0.1}),
+    "flow_matching": Case({"label_dropout": 0.1}, few_steps=False),
+    "denoising": Case({"kind": "x0", "label_dropout": 0.1}, few_steps=False),
     "cm_cd": Case({"segments": 12, "grid": EvenGrid(), "guidance": 1.5}),
     "scm": Case({"warmup": 0.5}),
+    "cm_ct": Case(
+        {
+            "segments": RootSegments(300, 2, 30),
+            "grid": EvenGrid(),
+            "init": "teacher",
+            "target_decay": 0.0,
+        }
+    ),
+    "ict": Case({"segments": DoublingSegments(300, 10, 40), "init": "teacher"}),
+    "ect": Case({"gap": Shrink(300, 4), "law": LogNormal(0.0, 2.0)}),
+    "lcm": Case({"segments": 12, "guidance": (1.0, 2.0)}),
+    "facm": Case({"law": LogitNormal(0.4, 1.4), "guidance": 1.5}),
+    "de_cm": Case({"start": Ramp(100, 0.9, 1.0), "guidance": 1.5}),
+    "sana_sprint": Case({"adversarial_weight": 0.01, "scm_options": {"warmup": 0.5}}),
     "mean_flow": Case(
         {"law": Pair(LogitNormal(-0.4, 1.0), 0.25, 0.3, 0.2), "p": 0.5, "guidance": 1.5}
     ),

@@ -17,6 +17,7 @@ from distilljax.methods import (
     gdmd,
     mean_flow,
     rcm,
+    sana_sprint,
     scm,
     sid,
 )
@@ -214,3 +215,50 @@ def test_gdmd_leans_on_the_reward_and_rests_when_both_scores_agree():
     with pytest.raises(AssertionError):
         same(student(method), student(plain_matching(method, 3)), 1e-3)
     vanishes(student(method, same=("fake_score",)))
+
+
+SPRINT = {"warmup": 0, "scm_options": {"warmup": 0.5, "learned_weight": False}}
+
+
+def test_sana_sprint_without_its_gan_is_scm():
+    law = LogNormal(0.89, 1.6)
+    method = sana_sprint(adversarial_weight=0, **SPRINT)
+    assert [phase.name for phase in method.phases] == ["student"]
+    same(student(method), student(scm(law=law, warmup=0.5, **PLAIN)))
+
+
+def test_sana_sprint_adds_its_gan_by_weight():
+    plain, half, whole = (
+        student(sana_sprint(adversarial_weight=w, **SPRINT)) for w in (0, 0.5, 1.0)
+    )
+    added = combined((1.0, half), (-1.0, plain))
+    same(combined((1.0, whole), (-1.0, plain)), combined((2.0, added)), 1e-9)
+
+
+def test_misaligned_data_is_the_noised_data_of_a_neighbour():
+    found = play(sana_sprint(**SPRINT), phase="discriminator")
+    ctx = found.context().of("tell_apart")
+    x0, law, cond = found.data["x0"], LogNormal(0.09, 1.0), found.data["cond"]
+    t = ctx.times("t_real", law, TRIG)
+    x_t = TRIG.noise(x0, ctx.normal("eps_real", x0), t)
+
+    def logits(x_t, t):
+        _, taps = ctx.nets.teacher.denoised_and_taps(cond, x_t, t, path=TRIG)
+        share = t / TRIG.t_max
+        return ctx.nets.discriminator.call("logits", taps, share, cond)
+
+    real = logits(x_t, t)
+    other = logits(jnp.roll(x_t, 1, 0), jnp.roll(t, 1, 0))
+    hinge = losses.discriminator_hinge(real, other)
+    plain = sana_sprint(misaligned=False, **SPRINT)
+    aligned = play(plain, phase="discriminator").values()["tell_apart"]
+    wanted = 0.5 * aligned + 0.25 * hinge
+    exact.allclose(found.values()["tell_apart"], wanted, 1e-9)
+
+
+def test_sana_sprint_trains_the_heads_alone_against_its_student():
+    method = sana_sprint(**SPRINT)
+    found = play(method, phase="discriminator").gradients()
+    assert set(found) == {"discriminator"}
+    assert [phase.name for phase in method.phases] == ["discriminator", "student"]
+    assert [phase.repeat for phase in method.phases] == [1, 1]

@@ -1,0 +1,31 @@
+"""Consistency training (cm_ct) on the digits, started from the teacher.
+
+    distilljax train --config=configs/digits/cm_ct.py --teacher=runs/digits/teacher
+
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, not measured.
+Expected: not measured.
+Reproduces: no paper's row.
+"""
+
+from distilljax.cards import digits_card
+
+
+def get_config():
+    return digits_card(
+        "cm_ct",
+        {
+            "segments": "RootSegments(1800, 2, 30)",
+            "grid": "EvenGrid()",
+            "target_decay": 0.0,
+            "init": "teacher",
+        },
+        cycles=1800,
+        batch_size=256,
+        student={
+            "optimizer": "adamw",
+            "lr": 5e-4,
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+            "ema": 0.99,
+        },
+    )

@@ -1,0 +1,431 @@
+"""Discrete consistency on noised data, without a teacher; and LCM's skipping steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from distilljax import losses, transforms
+from distilljax.binding import Bound
+from distilljax.context import Context
+from distilljax.method import (
+    Citation,
+    Follow,
+    Method,
+    Phase,
+    Role,
+    Sampling,
+    Term,
+    check,
+)
+from distilljax.methods.curricula import (
+    DoublingSegments,
+    RootSegments,
+    SegmentDecay,
+    Shrink,
+)
+from distilljax.methods.parts import TEACHER, guidance_needs, path_of
+from distilljax.metrics import (
+    Metric,
+    PseudoHuberElement,
+    PseudoHuberVector,
+    half_mse,
+    norm,
+)
+from distilljax.paths import Path, guard
+from distilljax.sampling import Consistency
+from distilljax.solvers import DDIM, Solver, solve
+from distilljax.times import (
+    EvenGrid,
+    Grid,
+    GrowingGrid,
+    KarrasGrid,
+    Law,
+    LogNormal,
+    Schedule,
+    value_at,
+)
+
+Array = jax.Array
+
+CM_CT = Citation(
+    "cm_ct",
+    "Consistency Models",
+    "Song, Dhariwal, Chen, Sutskever",
+    2023,
+    "arXiv:2303.01469",
+    "eq. 10, Algorithm 3",
+)
+ICT = Citation(
+    "ict",
+    "Improved Techniques for Training Consistency Models",
+    "Song, Dhariwal",
+    2023,
+    "arXiv:2310.14189",
+)
+ECT = Citation(
+    "ect",
+    "Consistency Models Made Easy",
+    "Geng, Pokle, Luo, Lin, Kolter",
+    2024,
+    "arXiv:2406.14548",
+)
+LCM = Citation(
+    "lcm",
+    "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step "
+    "Inference",
+    "Luo, Tan, Huang, Li, Zhao",
+    2023,
+    "arXiv:2310.04378",
+    "Algorithm 1",
+)
+
+
+class Neighbours(NamedTuple):
+    """Two times of one trajectory and how much their agreement counts, ``[B]`` each."""
+
+    t: Array
+    tau: Array
+    weight: Array
+
+
+Pairs = Callable[[Context, Path], Neighbours]
+
+
+def noise_ratio(path: Path, t: Array) -> Array:
+    """``sigma/alpha``, the noise level on which these papers lay their times."""
+    return path.sigma(t) / guard(path.alpha(t))
+
+
+def inverse_gap(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
+    """Weight ``1 / (t - tau)`` in noise levels (iCT, ECT)."""
+    return 1.0 / (ratio - next_ratio)
+
+
+def inverse_output_scale(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
+    """Weight ``1 / c_out^2 = (t^2 + sigma_d^2) / (t sigma_d)^2`` (ECT on ImageNet)."""
+    return (ratio**2 + sigma_d**2) / (ratio * sigma_d) ** 2
+
+
+def log_normal_segment(
+    u: Array, grid: KarrasGrid, count: Array | int, mean: float, std: float
+) -> Array:
+    """Segment of a grid in proportion to its mass under ``log sigma ~ N(mean, std^2)``.
+
+    Args:
+      u: uniform numbers in [0, 1).
+      grid: its ``count + 1`` levels above 0 bound the segments.
+      count: number of segments.
+      mean: of the law of the log level.
+      std: of that law.
+
+    Returns:
+      Indices ``0 .. count - 1`` as floats, 0 the noisiest; shape of ``u``.
+    """
+    low, high = (
+        0.5 * math.erfc((mean - math.log(level)) / (std * math.sqrt(2.0)))
+        for level in (grid.sigma_min, grid.sigma_max)
+    )
+    level = jnp.exp(mean + std * jax.scipy.special.ndtri(low + (high - low) * u))
+    return jnp.clip(jnp.floor(grid.index(level, count + 1.0)), 0.0, count - 1.0)
+
+
+def same_dropout(ctx: Context, *nets: Bound) -> tuple[Bound, ...]:
+    """Networks with one dropout key; unchanged if the first has no dropout."""
+    if "dropout" not in nets[0].network.capabilities:
+        return nets
+    key = ctx.key("dropout")
+    return tuple(net.rng(key) for net in nets)
+
+
+def shared_noise(
+    pairs: Pairs,
+    metric: Metric | None,
+    target: str | None,
+    path: Path | None,
+    boundary: float,
+) -> Callable[[Context], Array]:
+    """Term ``w d(f(x_t, t), sg f'(x_tau, tau))``, both noised with the same noise.
+
+    Args:
+      pairs: draws the times.
+      metric: ``d``; None is iCT's `metrics.PseudoHuberVector` of the data's size.
+      target: role of ``f'``; None is the student itself.
+      path: path; default the student's network's.
+      boundary: see `AffineFlowMap`.
+    """
+
+    def agree(ctx: Context) -> Array:
+        p, x0 = path_of(ctx, path), ctx.data["x0"]
+        found = pairs(ctx, p)
+        eps = ctx.normal("eps")
+        student = ctx.nets.student
+        other = student.detached() if target is None else ctx.nets[target]
+        f, f_target = (
+            net.flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
+            for net in same_dropout(ctx, student, other)
+        )
+        x_t, x_tau = (p.noise(x0, eps, time) for time in (found.t, found.tau))
+        c = losses.consistency(f, f_target, x_t, found.t, x_tau, found.tau, boundary)
+        width = 0.00054 * math.sqrt(math.prod(x0.shape[1:]))
+        used = PseudoHuberVector(width) if metric is None else metric
+        return losses.regress(transforms.scale(c, found.weight), used)
+
+    return agree
+
+
+def _method(
+    name: str,
+    agree: Callable[[Context], Array],
+    cite: tuple[Citation, ...],
+    sampling: Sampling,
+    init: str,
+    **roles: Role,
+) -> Method:
+    return check(
+        Method(
+            name=name,
+            roles={"student": Role(init=init), **roles},
+            phases=(Phase("student", ("student",), (Term("agree", agree),)),),
+            sampling=sampling,
+            cite=cite,
+        )
+    )
+
+
+def cm_ct(
+    *,
+    segments: Schedule = RootSegments(),
+    grid: GrowingGrid = KarrasGrid(),
+    metric: Metric = half_mse,
+    target_decay: Schedule | None = None,
+    init: str = "random",
+    path: Path | None = None,
+    boundary: float = 0.0,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Consistency training: neighbouring noise levels of one ``(x0, eps)`` agree.
+
+    ``d(f(x0 + t eps, t), sg f^-(x0 + tau eps, tau))`` (eq. 10); `cm_cd` with the data
+    in place of the teacher's denoiser and Euler's step.
+
+    Args:
+      segments: number of grid segments over cycles, ``N(k) - 1`` of the paper.
+      grid: time grid; the paper's is Karras with rho 7.
+      metric: ``d``; the paper prefers LPIPS, see `metrics.FeatureMetric`.
+      target_decay: EMA decay ``mu`` of the target network; None is the paper's ``exp(s0
+        log(0.9) / segments)``, made for long runs; 0 copies, which suits short ones.
+      init: ``random``, or ``teacher`` to start from a diffusion model.
+      path: path; default the student's network's.
+      boundary: time at which the map is the identity (``sigma_min`` on EDM); 0 by
+        default, with a grid that ends at 0.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, target.
+    """
+
+    def pairs(ctx: Context, p: Path) -> Neighbours:
+        count = value_at(segments, ctx.step).astype(jnp.int32)
+        index = ctx.integers("index", count)
+        t, tau = grid.at(index, count, p), grid.at(index + 1, count, p)
+        return Neighbours(t, tau, jnp.ones_like(t))
+
+    decay = SegmentDecay(segments) if target_decay is None else target_decay
+    return _method(
+        "cm_ct",
+        shared_noise(pairs, metric, "target", path, boundary),
+        (CM_CT,),
+        Sampling(sampling_grid, Consistency(), path, two_time=False, boundary=boundary),
+        init,
+        target=Role(init="student", follow=Follow("student", decay)),
+    )
+
+
+def ict(
+    *,
+    segments: Schedule = DoublingSegments(),
+    grid: KarrasGrid = KarrasGrid(),
+    mean: float = -1.1,
+    std: float = 2.0,
+    metric: Metric | None = None,
+    init: str = "random",
+    path: Path | None = None,
+    boundary: float = 0.0,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Improved consistency training: no target EMA, pseudo-Huber, log-normal levels.
+
+    ``(sqrt(|f - sg f'|^2 + c^2) - c) / (t_{i+1} - t_i)`` with ``c = 0.00054 sqrt(D)``,
+    ``f'`` the student itself, and segment ``i`` drawn with the mass that ``log sigma ~
+    N(mean, std^2)`` has in it. The grid's last level before 0 is the lowest.
+
+    A public reimplementation takes the pseudo-Huber per element and sums; the paper's
+    is the vector form, as here.
+
+    Args:
+      segments: number of segments over cycles, doubling.
+      grid: Karras grid of noise levels.
+      mean: of the law of ``log(sigma/alpha)``.
+      std: of that law.
+      metric: another metric than the pseudo-Huber.
+      init: ``random``, or ``teacher`` to start from a diffusion model.
+      path: path; default the student's network's. Segments and weights are those of the
+        noise levels ``sigma/alpha`` on every path.
+      boundary: noise level at which the map is the identity (``sigma_min`` on EDM).
+      sampling_grid: times of the sampler; the paper's second level is 0.821 (CIFAR-10)
+        or 1.526.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student.
+    """
+
+    def pairs(ctx: Context, p: Path) -> Neighbours:
+        count = value_at(segments, ctx.step)
+        index = log_normal_segment(ctx.uniform("level"), grid, count, mean, std)
+        ratios = [grid.ratio(index + i, count + 1.0) for i in (0.0, 1.0)]
+        t, tau = (p.time_of_angle(jnp.arctan(ratio)) for ratio in ratios)
+        return Neighbours(t, tau, inverse_gap(*ratios, p.sigma_d))
+
+    return _method(
+        "ict",
+        shared_noise(pairs, metric, None, path, boundary),
+        (ICT,),
+        Sampling(sampling_grid, Consistency(), path, two_time=False, boundary=boundary),
+        init,
+    )
+
+
+def ect(
+    *,
+    gap: Schedule = Shrink(400_000),
+    law: Law = LogNormal(-1.1, 2.0),
+    k: float = 8.0,
+    b: float = 1.0,
+    metric: Metric = norm,
+    weight: Callable[[Array, Array, float], Array] = inverse_gap,
+    init: str = "teacher",
+    path: Path | None = None,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Easy consistency tuning: a diffusion model whose target time moves up from 0.
+
+    ``|f(x_t, t) - sg f(x_tau, tau)| / (t - tau)`` with ``tau = max(0, t (1 - n(t)
+    gap))``, ``n(t) = 1 + k sigmoid(-b t)``: at a gap of 1 the target is ``x0``, the
+    diffusion loss; as it shrinks, a consistency loss.
+
+    Args:
+      gap: ``q^-(a + 1)`` in stage ``a`` over cycles.
+      law: law of ``t``; -0.8, 1.6 on ImageNet.
+      k: how much wider gaps are at low noise.
+      b: noise level over which that fades.
+      metric: `metrics.norm` (CIFAR-10) or `metrics.PseudoHuberVector` (0.06 on
+        ImageNet).
+      weight: `inverse_gap` or `inverse_output_scale`, or any function of both noise
+        levels and ``sigma_d``.
+      init: ``teacher`` starts from a diffusion model.
+      path: path; default the student's network's. ``t`` and ``tau`` above are noise
+        levels ``sigma/alpha`` on every path.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student.
+    """
+
+    def pairs(ctx: Context, p: Path) -> Neighbours:
+        t = ctx.times("t", law, p)
+        ratio = noise_ratio(p, t)
+        wide = (1.0 + k * jax.nn.sigmoid(-b * ratio)) * value_at(gap, ctx.step)
+        tau = p.time_of_angle(jnp.arctan(jnp.maximum(ratio * (1.0 - wide), 0.0)))
+        tau = jnp.where(tau <= p.t_min, 0.0, tau)
+        return Neighbours(t, tau, weight(ratio, noise_ratio(p, tau), p.sigma_d))
+
+    return _method(
+        "ect",
+        shared_noise(pairs, metric, None, path, 0.0),
+        (ECT,),
+        Sampling(sampling_grid, Consistency(), path, two_time=False),
+        init,
+    )
+
+
+def lcm(
+    *,
+    segments: int = 50,
+    skip: int = 1,
+    grid: Grid = EvenGrid(),
+    solver: Solver = DDIM(),
+    metric: Metric = PseudoHuberElement(0.001),
+    guidance: float | tuple[float, float] = (3.0, 15.0),
+    embed: bool = False,
+    target_decay: Schedule = 0.95,
+    path: Path | None = None,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Latent consistency: one long step of the guided ODE, the scale drawn per sample.
+
+    ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one DDIM step of the teacher
+    guided by ``w`` over ``skip`` segments of the grid; the 20 of 1000 training times of
+    the paper are one segment of 50. Its ``c_skip`` and ``c_out`` are 0 and 1 but within
+    a few training times of the data, where they are the flow map's here.
+
+    The paper writes guidance as ``cond + w' (cond - null)``, ``w = 1 + w'``, and draws
+    ``w'`` in [2, 14]; the released script in [5, 15].
+
+    Args:
+      segments: number of grid segments.
+      skip: segments of one step.
+      grid: time grid.
+      solver: ODE solver of the teacher's step.
+      metric: ``d``.
+      guidance: scale ``w`` of the teacher, or the range ``(low, high)`` from which it
+        is drawn for every sample.
+      embed: whether the student is told the scale: its condition is then ``{"cond":
+        cond, "guidance": w}``, which its network must take, also when sampled. False
+        with a range learns an average over scales (the released LoRA script).
+      target_decay: EMA decay of the target network; 0 copies (LoRA).
+      path: path; default the teacher's network's.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, target.
+    """
+    if not 1 <= skip <= segments:
+        raise ValueError(f"skip must lie in 1 .. segments = {segments}, got {skip}")
+
+    def agree(ctx: Context) -> Array:
+        p = path_of(ctx, path, "teacher")
+        times = jnp.asarray(grid(segments, p), jnp.float32)
+        index = ctx.integers("index", segments)
+        t, tau = times[index], times[jnp.minimum(index + skip, segments)]
+        x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
+        scale: Any = guidance
+        if isinstance(guidance, tuple):
+            low, high = guidance
+            scale = low + (high - low) * ctx.uniform("guidance")
+        teacher = ctx.nets.teacher
+        field = teacher.guided(ctx.data, scale, kind=teacher.kind, path=p)
+        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=teacher.kind)
+        cond = ctx.cond
+        if embed:
+            cond = {"cond": cond, "guidance": jnp.broadcast_to(scale, t.shape)}
+        f, f_target = (
+            net.flow_map(cond, path=p, two_time=False)
+            for net in same_dropout(ctx, ctx.nets.student, ctx.nets.target)
+        )
+        c = losses.consistency(f, f_target, x_t, t, x_tau, tau)
+        return losses.regress(c, metric)
+
+    return _method(
+        "lcm",
+        agree,
+        (LCM,),
+        Sampling(sampling_grid, Consistency(), path, two_time=False),
+        "teacher",
+        teacher=TEACHER._replace(needs=guidance_needs(guidance)),
+        target=Role(init="student", follow=Follow("student", target_decay)),
+    )
