@@ -63,7 +63,12 @@ def _cost(eqn: Any, used: list[bool]) -> int:
         # A dilated input is mostly zeros that are never multiplied.
         return 2 * taps * eqn.outvars[0].aval.size // math.prod(params["lhs_dilation"])
     if name == "scan":
-        body, carry = _open(params["jaxpr"]), params["num_carry"]
+        body = _open(params["jaxpr"])
+        # Stacked results have one axis more than the body's, the carry has not.
+        carry = sum(
+            outer.aval.shape == inner.aval.shape
+            for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
+        )
         return params["length"] * _count(body, [True] * carry + used[carry:])
     if name == "while":
         parts = [_open(params["cond_jaxpr"]), _open(params["body_jaxpr"])]
