@@ -291,13 +291,13 @@ class KarrasGrid:
             angles = jnp.arctan(jnp.asarray(ratios, jnp.float32))
             return check_times((*map(float, path.time_of_angle(angles)), 0.0))
 
-    def ratio(self, index: Array, steps: Array) -> Array:
+    def ratio(self, index: Array, steps: Array | float) -> Array:
         """``sigma/alpha`` of grid points; 0 at ``index = steps``."""
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         share = index / jnp.maximum(steps - 1, 1)
         return jnp.where(index >= steps, 0.0, (hi + share * (lo - hi)) ** self.rho)
 
-    def index(self, ratio: Array, steps: Array) -> Array:
+    def index(self, ratio: Array, steps: Array | float) -> Array:
         """Real-valued index of a ``sigma/alpha``; inverse of `ratio`."""
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (hi - ratio ** (1 / self.rho)) / (hi - lo) * jnp.maximum(steps - 1, 1)

@@ -18,7 +18,7 @@ from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
 from distilljax.methods.parts import TEACHER, guidance_needs, noised
 from distilljax.metrics import mse_cosine
-from distilljax.paths import Path, expand, linear
+from distilljax.paths import Path, Time, expand, linear
 from distilljax.predictions import VELOCITY, convert
 from distilljax.sampling import Consistency, HopFirst
 from distilljax.times import (
@@ -78,8 +78,8 @@ def instantaneous(
             f"{net.path}; use a network with a second time and mirrored=False"
         )
 
-    def field(x: Array, t: Array) -> Array:
-        out = f.output(x, -t, jnp.zeros_like(t)) if mirrored else f.output(x, t, t)
+    def field(x: Array, t: Time) -> Array:
+        out = f.output(x, -t, 0.0) if mirrored else f.output(x, t, t)
         return convert(path, out, x, t, f.kind, VELOCITY)
 
     return field
@@ -124,7 +124,7 @@ class OnFlow:
         return {"x_t": x_t, "t": t, "v": sg(field(x_t, t))}
 
     def _guided(self, ctx: Context, v: Array) -> Field:
-        def of_data(x: Array, t: Array) -> Array:
+        def of_data(x: Array, t: Time) -> Array:
             return v
 
         if self.guidance == 1:

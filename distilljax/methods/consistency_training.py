@@ -287,9 +287,9 @@ def ict(
     def pairs(ctx: Context, p: Path) -> Neighbours:
         count = value_at(segments, ctx.step)
         index = log_normal_segment(ctx.uniform("level"), grid, count, mean, std)
-        ratios = [grid.ratio(index + i, count + 1.0) for i in (0.0, 1.0)]
-        t, tau = (p.time_of_angle(jnp.arctan(ratio)) for ratio in ratios)
-        return Neighbours(t, tau, inverse_gap(*ratios, p.sigma_d))
+        ratio, below = (grid.ratio(index + i, count + 1.0) for i in (0.0, 1.0))
+        t, tau = (p.time_of_angle(jnp.arctan(level)) for level in (ratio, below))
+        return Neighbours(t, tau, inverse_gap(ratio, below, p.sigma_d))
 
     return _method(
         "ict",
