@@ -258,8 +258,10 @@ class KarrasGrid:
         n = _checked_steps(steps)
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         ratios = [(hi + i / max(n - 1, 1) * (lo - hi)) ** self.rho for i in range(n)]
-        angles = jnp.arctan(jnp.asarray(ratios, jnp.float32))
-        return check_times((*map(float, path.time_of_angle(angles)), 0.0))
+        # A grid is numbers, also when a traced term asks for it.
+        with jax.ensure_compile_time_eval():
+            starts = path.time_of_angle(jnp.arctan(jnp.asarray(ratios, jnp.float32)))
+            return check_times((*map(float, starts), 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
