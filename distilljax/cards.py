@@ -298,7 +298,8 @@ class Outline(NamedTuple):
 
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     """The outline of a card's source; data in a file need not be there."""
-    section = dict(config["source"])
+    plain = config.to_dict() if isinstance(config, ConfigDict) else config
+    section: dict[str, Any] = dict(plain["source"])
     if "sample_shape" in section:
         return Outline(tuple(section["sample_shape"]), section.get("num_classes"))
     source = _make("source", section, SOURCES)

@@ -49,8 +49,8 @@ def test_batches_counts_fresh_repeats():
 
 
 def test_build_lists_near_methods_and_options():
-    with pytest.raises(ValueError, match=r"unknown method 'dmd'.*'dmd2'"):
-        build("dmd")
+    with pytest.raises(ValueError, match=r"unknown method 'dmd3'.*'dmd2'"):
+        build("dmd3")
     with pytest.raises(
         ValueError, match=r"option of method 'scm' 'guidence'.*guidance"
     ):

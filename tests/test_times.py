@@ -174,6 +174,14 @@ def test_impossible_grids_are_refused(call, text):
         call()
 
 
+def test_a_grid_is_numbers_inside_a_traced_function():
+    for grid in (times.EvenGrid(), times.KarrasGrid()):
+        for path in PATHS.values():
+            wanted = grid(3, path)
+            found = jax.jit(lambda g=grid, p=path: jnp.asarray(g(3, p)))()
+            np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_a_switch_has_two_values():
     switch = times.Switch(3, 0.5, 2.0)
     assert [float(times.value_at(switch, i)) for i in (0, 2, 3, 9)] == [0.5, 0.5, 2, 2]

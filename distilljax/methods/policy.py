@@ -14,7 +14,7 @@ from distilljax.context import Context
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
 from distilljax.methods.parts import TEACHER, guidance_needs
-from distilljax.paths import Path, expand, guard
+from distilljax.paths import Path, Time, expand, guard
 from distilljax.predictions import VELOCITY, X0, convert, decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import DDIM, ode_flow_map
@@ -62,7 +62,7 @@ class MixturePolicy(NamedTuple):
     variance: Array
     logits: Array
 
-    def denoised(self, x: Array, t: Array) -> Array:
+    def denoised(self, x: Array, t: Time) -> Array:
         """``E[x0 | x_t = x]`` under the policy, ``sigma(t)`` at most the source's."""
         path, te, src = self.path, expand(t, x), expand(self.t_src, x)
         alpha, spread = path.alpha(te), path.sigma(te) ** 2
@@ -77,11 +77,11 @@ class MixturePolicy(NamedTuple):
         logits = self.logits + jnp.sum(gain, shared, keepdims=True)
         return jnp.sum(jax.nn.softmax(logits, axis=1) * means, axis=1)
 
-    def velocity(self, x: Array, t: Array) -> Array:
+    def velocity(self, x: Array, t: Time) -> Array:
         """``dx_t/dt`` under the policy, away from ``sigma = 0``."""
         return convert(self.path, self.denoised(x, t), x, t, X0, VELOCITY)
 
-    def rollout(self, x: Array, t: Array, s: Array, steps: int) -> Array:
+    def rollout(self, x: Array, t: Time, s: Time, steps: int) -> Array:
         """The state at ``s``, after so many DDIM steps without the network."""
         jump = ode_flow_map(
             self.denoised, self.path, steps=steps, solver=DDIM(), kind="x0"
@@ -101,7 +101,7 @@ class MixturePolicy(NamedTuple):
         )
 
 
-def policy_of(net: Bound, cond: Any, x: Array, t: Array) -> MixturePolicy:
+def policy_of(net: Bound, cond: Any, x: Array, t: Time) -> MixturePolicy:
     """The policy of a network at ``(x, t)``, on the network's own path.
 
     Its function ``policy(x, t, cond)`` gives predictions ``[B, K, ...]`` of the
@@ -126,7 +126,7 @@ class PolicyView:
     substeps: int = 128
 
     def __call__(self, net: Bound, cond: Any, path: Path) -> FlowMap:
-        def flow_map(x: Array, t: Array, s: Array) -> Array:
+        def flow_map(x: Array, t: Time, s: Time) -> Array:
             return policy_of(net, cond, x, t).rollout(x, t, s, self.substeps)
 
         return flow_map

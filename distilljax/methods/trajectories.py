@@ -216,9 +216,11 @@ def _hops(ctx: Context, most: int) -> Array:
     return jax.random.choice(ctx.key("hops"), counts, p=counts / jnp.sum(counts))
 
 
-def _uniform_index(ctx: Context, name: str, low: Array, high: Array) -> Array:
+def _uniform_index(
+    ctx: Context, name: str, low: Array | int, high: Array | int
+) -> Array:
     """Integers ``[B]``, uniform from ``low`` to ``high`` inclusive."""
-    span = high - low + 1
+    span = jnp.asarray(high - low + 1)
     step = jnp.floor(ctx.uniform(name) * span).astype(jnp.int32)
     return low + jnp.minimum(step, span - 1)
 

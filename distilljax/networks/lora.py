@@ -57,7 +57,7 @@ def lora(
     """
     if rank < 1:
         raise ValueError(f"rank must be at least 1, got {rank}")
-    shapes = traverse_util.flatten_dict(
+    shapes: dict[str, Any] = traverse_util.flatten_dict(
         jax.eval_shape(network.init, jax.random.key(0)), sep="/"
     )
     pattern = re.compile(match)
@@ -106,7 +106,7 @@ class LoRA:
 
     def __call__(self, params: Mapping[str, Any], step: Array) -> Any:
         """Parameters of the structure of the base."""
-        flat = traverse_util.flatten_dict(params[self.base], sep="/")
+        flat: dict[str, Any] = traverse_util.flatten_dict(params[self.base], sep="/")
         for path, pair in params[self.adapter].items():
             kernel = flat[path.replace(".", "/")]
             product = jnp.matmul(
