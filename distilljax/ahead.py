@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import os
 import re
 import time
@@ -94,7 +95,7 @@ def topology_mesh(topology: str) -> Mesh:
 
     Raises:
       ValueError: for an unknown chip.
-      RuntimeError: without the package `libtpu`.
+      ModuleNotFoundError: without the package `libtpu`.
     """
     chip = topology.partition(":")[0]
     if chip not in MEMORY:
@@ -104,13 +105,12 @@ def topology_mesh(topology: str) -> Mesh:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
 
-    try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    except Exception as error:
-        raise RuntimeError(
-            f"topology {topology!r} cannot be had ({error}); compiling for TPUs needs "
-            "the package libtpu: pip install 'jax[tpu]'"
-        ) from error
+    if importlib.util.find_spec("libtpu") is None:
+        raise ModuleNotFoundError(
+            "compiling for TPUs needs the package libtpu of this jax's version: "
+            "pip install 'jax[tpu]', or --target=FOLDER and FOLDER on PYTHONPATH"
+        )
+    found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     devices = np.asarray(found.devices)
     return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
 
@@ -152,7 +152,7 @@ def compile_ahead(
     Args:
       method: the method; its own phases, not those of a stage.
       networks: by key.
-      config: of the run; its mesh is replaced by all chips of the topology.
+      config: of the run; all chips of the topology take the place of its mesh.
       sample: shapes of one sample by field, ``jax.ShapeDtypeStruct``, ``x0`` among
         them.
       topology: see `topology_mesh`.
@@ -162,7 +162,7 @@ def compile_ahead(
 
     Raises:
       ValueError: for an unknown chip, or a batch that the chips do not divide.
-      RuntimeError: without the package `libtpu`.
+      ModuleNotFoundError: without the package `libtpu`.
     """
     mesh = topology_mesh(topology)
     config = dataclasses.replace(config, mesh={"data": mesh.size})
@@ -192,9 +192,13 @@ def compile_ahead(
     )
 
 
-def label_sample(shape: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a sample with a label, see `compile_ahead`."""
-    return {
-        "x0": jax.ShapeDtypeStruct(shape, jnp.float32),
-        "cond": jax.ShapeDtypeStruct((), jnp.int32),
-    }
+def sample_of(source: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one sample of a source of images and labels, see `compile_ahead`.
+
+    Args:
+      source: with ``sample_shape`` and ``num_classes``, None for no labels.
+    """
+    sample = {"x0": jax.ShapeDtypeStruct(tuple(source.sample_shape), jnp.float32)}
+    if source.num_classes is not None:
+        sample["cond"] = jax.ShapeDtypeStruct((), jnp.int32)
+    return sample

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         parser.error(unknown("command", arguments[0], commands))
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
+    if rest and options.command not in ("compile", "train"):
         known = _options(options.command, commands)
         parser.error(unknown("argument", rest[0].split("=", 1)[0], known))
     if options.command is None:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         return COMMANDS[options.command](options, rest)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"distilljax {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -77,6 +77,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "report", help="write the report of a quick start again"
     )
     report.add_argument("--out", default="runs/quickstart", help="its folder")
+
+    ahead = commands.add_parser(
+        "compile", help="compile a card for TPUs that need not be there"
+    )
+    ahead.add_argument("--config", required=True, help="card, a .py with get_config()")
+    ahead.add_argument(
+        "--topology", default="v5e:4x4", help="chips, for example v5e:4x4, v5p:2x2x2"
+    )
 
     commands.add_parser("methods", help="the catalogue: citation, data, networks")
 
@@ -173,6 +181,23 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _compile(options: argparse.Namespace, rest: list[str]) -> int:
+    from distilljax import ahead, cards
+
+    config = read_card(options.config, rest)
+    outline = cards.outline(config)
+    found = cards.expand(config, source=outline)
+    result = ahead.compile_ahead(
+        found.method,
+        found.networks,
+        found.train,
+        sample=ahead.sample_of(outline),
+        topology=options.topology,
+    )
+    print(result)
+    return 0 if result.fits else 1
+
+
 def _sample(options: argparse.Namespace, rest: list[str]) -> int:
     from distilljax import api
 
@@ -231,6 +256,7 @@ def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 COMMANDS = {
+    "compile": _compile,
     "methods": _methods,
     "quickstart": _quickstart,
     "report": _report,
