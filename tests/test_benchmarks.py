@@ -17,7 +17,7 @@ from benchmarks.measure import TINY
     ("run", "facts"),
     [
         (lambda: trainer_step.compare("flow_matching", TINY), 1),
-        (lambda: dmd2_cycle.run(TINY), 1),
+        pytest.param(lambda: dmd2_cycle.run(TINY), 1, marks=pytest.mark.full),
         (lambda: sampling.compare("mean_flow", 2, TINY), 2),
         (lambda: scm_jvp.run(TINY), 1),
     ],

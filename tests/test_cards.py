@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import functools
 import pathlib
 import re
 
@@ -38,10 +39,16 @@ def test_there_are_cards():
     assert len(FILES) >= 5
 
 
+@functools.cache
+def read(path):
+    """``(card, objects)`` of a file; the tests only look at them."""
+    config = cards.load(path)
+    return config, expanded(config)
+
+
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_every_card_expands(path):
-    config = cards.load(path)
-    found = expanded(config)
+    config, found = read(path)
     assert found.method.name == config.method.name
     assert set(found.train.roles) == set(found.method.trained)
     for role in found.method.roles.values():
@@ -61,7 +68,7 @@ def test_every_card_says_command_hardware_cost_and_result(path):
     assert ROOT / command.group(1) == path
     for word in ("Hardware: ", "Cost: ", "Expected: ", "Reproduces: "):
         assert word in text, word
-    roles = expanded(cards.load(path)).method.roles
+    roles = read(path)[1].method.roles
     teacher = "teacher" in roles or any(r.init == "teacher" for r in roles.values())
     assert ("--teacher=" in command.group(2)) == teacher
 

@@ -6,11 +6,12 @@ A method that enters the catalogue enters here, with networks at most 32 wide.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from distilljax import methods
 from distilljax.binding import Network
@@ -113,6 +114,15 @@ CASES = {
     # Nothing pairs the outputs with the data here: little of the paired parts.
     "tsd_sr": Case({"critic_steps": 2, "share": 0.98, "regression_weight": 0.01}),
 }
+
+
+# One of every kind of loss; the dearest tests take the others under --full only.
+CORE = ("flow_matching", "cm_cd", "scm", "mean_flow", "dmd2", "sid", "rcm", "gdmd")
+
+
+def with_marks(names: Iterable[str]) -> list[Any]:
+    """Parameters of a dear test: the core, and the others marked ``full``."""
+    return [n if n in CORE else pytest.param(n, marks=pytest.mark.full) for n in names]
 
 
 def reward() -> Network:

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from distilljax.methods import CATALOGUE
+from tests.methods import cases
 
-NAMES = sorted(CATALOGUE)
+NAMES = [*cases.CORE, *sorted(set(CATALOGUE) - set(cases.CORE))]
 
 SHARDED = """
 import json, sys
@@ -72,7 +73,7 @@ def sharded(group):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases.with_marks(NAMES))
 def test_sharding_splits_the_work_and_keeps_the_result(name):
     row = sharded(NAMES.index(name) // 8)[name]
     assert row["flops"] <= 0.2, row

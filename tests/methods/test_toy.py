@@ -90,7 +90,8 @@ def pretrained():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in sorted(CATALOGUE) if cases.CASES[n].few_steps]
+    "name",
+    cases.with_marks(n for n in sorted(CATALOGUE) if cases.CASES[n].few_steps),
 )
 def test_a_method_makes_a_one_step_generator(pretrained, name):
     nets, teacher = pretrained

@@ -81,7 +81,7 @@ def test_the_defaults_have_the_size_of_edms_network():
 def test_it_starts_at_zero_and_a_second_time_changes_nothing_at_first():
     one, two = small(num_classes=3), small(num_classes=3, second_time=True)
     x, t, s, cond = point()
-    params = two.init(jax.random.key(0))
+    params = jax.jit(two.init)(jax.random.key(0))
     assert not np.any(call(two, params, x, t, cond, s))
     plain = filled(one)
     np.testing.assert_array_equal(
