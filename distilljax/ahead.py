@@ -29,7 +29,7 @@ from distilljax.training.config import TrainConfig
 from distilljax.training.cost import matmul_flops
 from distilljax.training.cycle import build_cycle, run_cycle
 from distilljax.training.roles import Setup, make_setup, sharding
-from distilljax.training.state import abstract, frozen_roles
+from distilljax.training.state import abstract, frozen_roles, parameter_shapes
 
 # Memory of a chip in GiB, as its vendor states it.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
@@ -118,11 +118,7 @@ def topology_mesh(topology: str) -> Mesh:
 def _shapes(setup: Setup, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Shapes with shardings of ``(state, frozen, batch)`` of the last phases."""
     assert setup.mesh is not None
-    given = {
-        name: jax.eval_shape(setup.networks[name].init, jax.random.key(0))
-        for name, role in setup.method.roles.items()
-        if role.derive is None
-    }
+    given = parameter_shapes(setup)
     place, over = setup.replicated, sharding(setup.mesh, None, None, "data")
     frozen = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -197,6 +197,64 @@ def npz_card(
     return card(method, options, source=source, networks=built, **train)
 
 
+# What the cards of a data set share that is meant for 16 chips.
+_POD = {
+    "cifar": {
+        "data": "data/cifar10.npz",
+        "sample_shape": (32, 32, 3),
+        "num_classes": 10,
+        "images": True,
+        "network": {"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
+        "batch_size": 512,
+    },
+    "latent": {
+        "data": "data/imagenet256_latents.npz",
+        "sample_shape": (32, 32, 4),
+        "num_classes": 1000,
+        "images": False,
+        "network": {"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
+        "batch_size": 256,
+    },
+}
+
+
+def pod_card(
+    kind: str,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    lr: float,
+    critics: tuple[str, ...] = (),
+    second_time: bool = False,
+) -> ConfigDict:
+    """A card on CIFAR-10 or ImageNet latents for 16 chips; see `npz_card`.
+
+    Args:
+      kind: ``cifar`` or ``latent``.
+      method: registry id.
+      options: options of its factory.
+      lr: learning rate of the student and of the critics.
+      critics: roles that are trained beside it, without warm-up or EMA.
+      second_time: whether the student is told the end time.
+    """
+    critic = {"optimizer": "adamw", "lr": lr, "clip": 1.0}
+    student = {
+        **critic,
+        "schedule": {"name": "warmup_cosine", "warmup": 1000},
+        "ema": 0.9999,
+    }
+    return npz_card(
+        method,
+        options,
+        second_time=second_time,
+        cycles=400_000,
+        mesh={"data": 16},
+        student=student,
+        **dict.fromkeys(critics, critic),
+        **_POD[kind],
+    )
+
+
 def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
     """A section with the defaults that can be written as plain values."""
     name = str(spec.get("name"))
@@ -251,14 +309,13 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
         spec = dict(plain["networks"][key])
         built[key] = _make("network", {**_taken(source, built, spec), **spec}, BUILDERS)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
-    usual = methods.build(method.name).roles
     for role in [r for r in rest if isinstance(rest[r], Mapping)]:
         if role not in ALL_ROLES or role in method.roles:
             continue
         # An option may take a role out (gan_weight=0 the discriminator), whose section
         # then says nothing; a role that the method never has is a mistake.
         left_alone = TrainConfig.of({role: rest[role]}).role(role) == RoleConfig()
-        if role not in usual and not left_alone:
+        if not left_alone and role not in methods.build(method.name).roles:
             raise ValueError(
                 f"the card sets role {role!r}, which method {method.name!r} does "
                 f"not have: {unknown('role', role, method.roles)}"

@@ -8,28 +8,17 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import npz_card
+from distilljax.cards import pod_card
 
 
 def get_config():
-    return npz_card(
+    return pod_card(
+        "cifar",
         "dmd2",
         {"steps": (1, 2, 4), "gan_weight": 1e-3},
-        data="data/cifar10.npz",
-        sample_shape=(32, 32, 3),
-        num_classes=10,
-        images=True,
-        network={"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
-        cycles=400_000,
-        batch_size=512,
-        mesh={"data": 16},
-        student={
-            "optimizer": "adamw",
-            "lr": 1e-5,
-            "schedule": {"name": "warmup_cosine", "warmup": 1000},
-            "clip": 1.0,
-            "ema": 0.9999,
-        },
-        fake_score={"optimizer": "adamw", "lr": 1e-5, "clip": 1.0},
-        discriminator={"optimizer": "adamw", "lr": 1e-5, "clip": 1.0},
+        lr=1e-5,
+        critics=(
+            "fake_score",
+            "discriminator",
+        ),
     )

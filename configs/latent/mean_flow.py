@@ -9,27 +9,14 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import npz_card
+from distilljax.cards import pod_card
 
 
 def get_config():
-    return npz_card(
+    return pod_card(
+        "latent",
         "mean_flow",
         {"law": "Pair(LogitNormal(-0.4, 1.0), 0.25)"},
-        data="data/imagenet256_latents.npz",
-        sample_shape=(32, 32, 4),
-        num_classes=1000,
-        images=False,
+        lr=1e-4,
         second_time=True,
-        network={"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
-        cycles=400_000,
-        batch_size=256,
-        mesh={"data": 16},
-        student={
-            "optimizer": "adamw",
-            "lr": 1e-4,
-            "schedule": {"name": "warmup_cosine", "warmup": 1000},
-            "clip": 1.0,
-            "ema": 0.9999,
-        },
     )

@@ -9,26 +9,13 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import npz_card
+from distilljax.cards import pod_card
 
 
 def get_config():
-    return npz_card(
+    return pod_card(
+        "latent",
         "scm",
         {"law": "LogNormal(-1.0, 1.4)", "warmup": "Ramp(10000)"},
-        data="data/imagenet256_latents.npz",
-        sample_shape=(32, 32, 4),
-        num_classes=1000,
-        images=False,
-        network={"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
-        cycles=400_000,
-        batch_size=256,
-        mesh={"data": 16},
-        student={
-            "optimizer": "adamw",
-            "lr": 1e-4,
-            "schedule": {"name": "warmup_cosine", "warmup": 1000},
-            "clip": 1.0,
-            "ema": 0.9999,
-        },
+        lr=1e-4,
     )

@@ -7,14 +7,15 @@ import jax
 from distilljax import losses
 from distilljax.context import Context
 from distilljax.draws import Denoised
-from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.method import Citation, Method, Sampling, Term, check
 from distilljax.methods.parts import (
-    TEACHER,
     fool,
+    judge_roles,
     judged,
     noised,
     path_of,
     tell_apart,
+    twin_phases,
 )
 from distilljax.paths import Path
 from distilljax.sampling import Consistency
@@ -94,25 +95,13 @@ def ladd(
     return check(
         Method(
             name="ladd",
-            roles={
-                "student": Role(),
-                "teacher": TEACHER._replace(needs=frozenset({"taps"})),
-                "discriminator": Role("discriminator", init="random"),
-            },
-            phases=(
-                Phase(
-                    "discriminator",
-                    ("discriminator",),
-                    terms,
-                    draws,
-                    repeat=critic_steps,
-                ),
-                Phase(
-                    "student",
-                    ("student",),
-                    (fool(law, path, 1.0, deceive, "teacher"),),
-                    draws,
-                ),
+            roles=judge_roles(),
+            phases=twin_phases(
+                terms,
+                (fool(law, path, 1.0, deceive, "teacher"),),
+                draws,
+                critic_steps,
+                trains=("discriminator",),
             ),
             sampling=Sampling(grid, Consistency(), path, two_time=False),
             cite=(LADD,),

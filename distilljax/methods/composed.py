@@ -11,10 +11,17 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.composition import compose
 from distilljax.context import Context
-from distilljax.method import Citation, Method, Phase, Role, Stage, Term, check
+from distilljax.method import Citation, Method, Stage, Term, check
 from distilljax.methods.consistency import scm
 from distilljax.methods.distribution import dmd2
-from distilljax.methods.parts import TEACHER, noised
+from distilljax.methods.parts import (
+    fool,
+    judge_roles,
+    judged,
+    logits_at,
+    noised,
+    twin_phases,
+)
 from distilljax.paths import Path, trigflow
 from distilljax.times import (
     EvenGrid,
@@ -161,18 +168,13 @@ def _latent_gan(jump: Jump, law: Law, misaligned: bool) -> Method:
     path = jump.path
 
     def logits(ctx: Context, x_t: Array, t: Array) -> Array:
-        _, taps = ctx.nets.teacher.denoised_and_taps(ctx.cond, x_t, t, path=path)
-        return ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
-
-    def fool(ctx: Context) -> Array:
-        x_t, t, _ = noised(ctx, ctx.data["x"], law, path)
-        return losses.generator_hinge(logits(ctx, x_t, t))
+        return judged(ctx, x_t, t, path, "teacher")[1]
 
     def tell_apart(ctx: Context) -> Array:
-        fake_t, t_fake, _ = noised(ctx, ctx.data["x"], law, path, "_fake")
+        fake = logits_at(ctx, ctx.data["x"], law, path, "_fake", "teacher")
         real_t, t_real, _ = noised(ctx, ctx.data["x0"], law, path, "_real")
         real = logits(ctx, real_t, t_real)
-        values = losses.discriminator_hinge(real, logits(ctx, fake_t, t_fake))
+        values = losses.discriminator_hinge(real, fake)
         if misaligned and ctx.cond is not None:
             rolled = logits(ctx, jnp.roll(real_t, 1, 0), jnp.roll(t_real, 1, 0))
             other = losses.discriminator_hinge(real, rolled)
@@ -180,18 +182,14 @@ def _latent_gan(jump: Jump, law: Law, misaligned: bool) -> Method:
         return 0.5 * values
 
     term = Term("tell_apart", tell_apart, coupled=misaligned)
+    deceive = fool(law, path, 1.0, losses.generator_hinge, "teacher")
     draws = {"x": jump}
     return check(
         Method(
             name="ladd",
-            roles={
-                "student": Role(),
-                "teacher": TEACHER._replace(needs=frozenset({"taps"})),
-                "discriminator": Role("discriminator", init="random"),
-            },
-            phases=(
-                Phase("discriminator", ("discriminator",), (term,), draws),
-                Phase("student", ("student",), (Term("fool", fool),), draws),
+            roles=judge_roles(),
+            phases=twin_phases(
+                (term,), (deceive,), draws, 1, trains=("discriminator",)
             ),
         )
     )

@@ -29,6 +29,8 @@ from distilljax.methods.parts import (
     noised,
     path_of,
     tell_apart,
+    twin_phases,
+    twin_predictions,
     twin_roles,
 )
 from distilljax.paths import Path
@@ -76,8 +78,7 @@ def match_scores(
     p = path_of(ctx, path)
     x = ctx.data["x"]
     x_t, t, _ = noised(ctx, sg(x), law, p, suffix)
-    real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
-    fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+    real, fake = twin_predictions(ctx, x_t, t, p, guidance)
     gap = losses.score_gap(x, real, fake)
     return transforms.normalize_by_error(gap, reference=real, floor=floor)
 
@@ -166,9 +167,8 @@ def dmd2(
         Method(
             name="dmd2",
             roles=roles,
-            phases=(
-                Phase("fake_score", trains, critic_terms, draws, repeat=critic_steps),
-                Phase("student", ("student",), student_terms, draws),
+            phases=twin_phases(
+                critic_terms, student_terms, draws, critic_steps, trains=trains
             ),
             batch=frozenset({"x0"} if gan else ()),
             sampling=Sampling(
@@ -248,8 +248,7 @@ def sid(
         p = path_of(ctx, path)
         x = ctx.data["x"]
         x_t, t, _ = noised(ctx, x, law, p)
-        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
-        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+        real, fake = twin_predictions(ctx, x_t, t, p, guidance)
         return losses.fisher(x, real, fake, alpha=alpha)
 
     fit = fit_score("fake_score", "x", critic_law, path)
@@ -257,11 +256,8 @@ def sid(
         Method(
             name="sid",
             roles=twin_roles(guidance=guidance),
-            phases=(
-                Phase(
-                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
-                ),
-                Phase("student", ("student",), (Term("fisher", identities),), draws),
+            phases=twin_phases(
+                (fit,), (Term("fisher", identities),), draws, critic_steps
             ),
             batch=frozenset(),
             sampling=Sampling(grid, Consistency(), path, two_time=False),
@@ -352,11 +348,8 @@ def gdmd(
         Method(
             name="gdmd",
             roles=twin_roles(guidance=guidance, reward=Role("reward", init="given")),
-            phases=(
-                Phase(
-                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
-                ),
-                Phase("student", ("student",), (Term("rewarded", rewarded),), draws),
+            phases=twin_phases(
+                (fit,), (Term("rewarded", rewarded),), draws, critic_steps
             ),
             batch=frozenset(),
             sampling=Sampling(grid, Consistency(), path, two_time=False),

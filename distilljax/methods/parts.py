@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.binding import Bound
 from distilljax.context import Context
-from distilljax.method import Role, Term
+from distilljax.method import Phase, Role, Term
 from distilljax.paths import Path, expand
 from distilljax.times import Law, Schedule
 
@@ -42,6 +42,46 @@ def twin_roles(
         "fake_score": Role(needs=fake_needs),
         **extra,
     }
+
+
+def twin_phases(
+    critic: tuple[Term, ...],
+    student: tuple[Term, ...],
+    draws: Mapping[str, Any],
+    critic_steps: int,
+    trains: tuple[str, ...] = ("fake_score",),
+) -> tuple[Phase, Phase]:
+    """Updates of the critic, then one of the student, on samples drawn alike.
+
+    Args:
+      critic: terms of the critic's phase, which is called ``trains[0]``.
+      student: terms of the student's.
+      draws: of both.
+      critic_steps: critic updates per student update.
+      trains: roles that the critic's phase trains.
+    """
+    return (
+        Phase(trains[0], trains, critic, draws, repeat=critic_steps),
+        Phase("student", ("student",), student, draws),
+    )
+
+
+def judge_roles() -> dict[str, Role]:
+    """Student, frozen teacher with taps, and a discriminator on them."""
+    return {
+        "student": Role(),
+        "teacher": TEACHER._replace(needs=frozenset({"taps"})),
+        "discriminator": Role("discriminator", init="random"),
+    }
+
+
+def twin_predictions(
+    ctx: Context, x_t: Array, t: Array, path: Path, guidance: float
+) -> tuple[Array, Array]:
+    """``(D_real, D_fake)``: predictions of the guided teacher and the fake score."""
+    real = ctx.nets.teacher.guided(ctx.data, guidance, path=path)(x_t, t)
+    fake = ctx.nets.fake_score.denoiser(ctx.cond, path=path)(x_t, t)
+    return real, fake
 
 
 def noised(

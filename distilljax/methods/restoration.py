@@ -11,8 +11,14 @@ from distilljax import losses
 from distilljax.context import Context
 from distilljax.corrections import correct
 from distilljax.draws import Rollout
-from distilljax.method import Citation, Method, Phase, Sampling, Term, check
-from distilljax.methods.parts import fit_score, guidance_needs, path_of, twin_roles
+from distilljax.method import Citation, Method, Sampling, Term, check
+from distilljax.methods.parts import (
+    fit_score,
+    guidance_needs,
+    path_of,
+    twin_phases,
+    twin_roles,
+)
 from distilljax.metrics import Metric, half_mse
 from distilljax.paths import Path, expand
 from distilljax.predictions import X0, decompose
@@ -138,12 +144,7 @@ def tsd_sr(
         Method(
             name="tsd_sr",
             roles=twin_roles(guidance=guidance, fake_needs=fake_needs),
-            phases=(
-                Phase(
-                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
-                ),
-                Phase("student", ("student",), terms, draws),
-            ),
+            phases=twin_phases((fit,), terms, draws, critic_steps),
             batch=frozenset({"x0"} if start is None else {"x0", start}),
             sampling=Sampling(EvenGrid(), Consistency(), path, two_time=False),
             cite=(TSD_SR,),

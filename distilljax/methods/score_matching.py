@@ -9,7 +9,7 @@ from distilljax import losses, transforms
 from distilljax.context import Context
 from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory
 from distilljax.losses.divergences import Divergence, divergence_of
-from distilljax.method import Citation, Method, Out, Phase, Sampling, Term, check
+from distilljax.method import Citation, Method, Out, Sampling, Term, check
 from distilljax.methods.distribution import DMD2, dmd2
 from distilljax.methods.parts import (
     RatioMeans,
@@ -18,6 +18,8 @@ from distilljax.methods.parts import (
     judged,
     noised,
     path_of,
+    twin_phases,
+    twin_predictions,
     twin_roles,
 )
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
@@ -96,8 +98,7 @@ def diff_instruct(
     def match(ctx: Context) -> Array:
         p, x = path_of(ctx, path), ctx.data["x"]
         x_t, t, _ = noised(ctx, sg(x), law, p)
-        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
-        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_t, t)
+        real, fake = twin_predictions(ctx, x_t, t, p, guidance)
         return losses.regress(losses.score_gap(x, real, fake))
 
     fit = fit_score("fake_score", "x", critic_law, path)
@@ -105,12 +106,7 @@ def diff_instruct(
         Method(
             name="diff_instruct",
             roles=twin_roles(guidance=guidance),
-            phases=(
-                Phase(
-                    "fake_score", ("fake_score",), (fit,), draws, repeat=critic_steps
-                ),
-                Phase("student", ("student",), (Term("match", match),), draws),
-            ),
+            phases=twin_phases((fit,), (Term("match", match),), draws, critic_steps),
             batch=frozenset(),
             sampling=Sampling(grid, Consistency(), path, two_time=False),
             cite=(DIFF_INSTRUCT,),
@@ -363,8 +359,7 @@ def tdm(
     def match(ctx: Context) -> Array:
         p, x = path_of(ctx, path), ctx.data["step"]["x0"]
         x_tau, tau, _ = renoised(ctx, p)
-        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_tau, tau)
-        fake = ctx.nets.fake_score.denoiser(ctx.cond, path=p)(x_tau, tau)
+        real, fake = twin_predictions(ctx, x_tau, tau, p, guidance)
         error = jnp.mean(jnp.abs(sg(x - real)), axis=tuple(range(1, x.ndim)))
         weight = 1.0 / jnp.maximum(error, floor)
         return losses.regress(losses.score_gap(x, real, fake, weight), metric)
@@ -382,10 +377,7 @@ def tdm(
         Method(
             name="tdm",
             roles=twin_roles(guidance=guidance),
-            phases=(
-                Phase("fake_score", ("fake_score",), terms, draws, repeat=critic_steps),
-                Phase("student", ("student",), (Term("match", match),), draws),
-            ),
+            phases=twin_phases(terms, (Term("match", match),), draws, critic_steps),
             batch=frozenset(),
             sampling=Sampling(grid, Deterministic(), path, two_time=False),
             cite=(TDM, DMD),

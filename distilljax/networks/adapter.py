@@ -206,6 +206,15 @@ def _name_of(module: Any) -> str:
     return str(getattr(module, "__name__", "network"))
 
 
+def capabilities_of(
+    null: Callable | None, second_time: bool, dropout: float = 0.0
+) -> frozenset[str]:
+    """Capabilities of the networks here: jvp, taps, and what they were built with."""
+    asked = {"null": null is not None, "second_time": second_time}
+    asked["dropout"] = dropout > 0.0
+    return frozenset({"jvp", "taps", *(name for name, on in asked.items() if on)})
+
+
 def functionalize(
     module: Any,
     *,

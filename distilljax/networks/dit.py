@@ -20,9 +20,14 @@ from distilljax import paths
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.kernels import IMPLEMENTATIONS, attention
-from distilljax.networks.adapter import functionalize
+from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
-from distilljax.networks.embeddings import Frequencies, TimeEmbedding, log_clock
+from distilljax.networks.embeddings import (
+    Frequencies,
+    TimeEmbedding,
+    conditioning,
+    log_clock,
+)
 from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
@@ -242,10 +247,7 @@ class DiT(nnx.Module):
         vector, image = self.conditions(cond, x)
         h = self.inward(self._patches(jnp.concatenate([x, *image], -1)))
         h = h + positions(*self.grid, h.shape[-1]).astype(h.dtype)
-        c = self.time(t, h.dtype) + vector
-        if s is not None:
-            c = c + self.second(s, h.dtype)
-        c = jax.nn.silu(c)
+        c = conditioning(self, t, s, vector, h.dtype)
         graph, stacked = nnx.split(self.blocks)
 
         def block(h: Array, params: Any) -> tuple[Array, None]:
@@ -380,11 +382,7 @@ def dit(
         ),
         path=path,
         prediction=prediction,
-        capabilities=frozenset(
-            {"jvp", "taps"}
-            | ({"second_time"} if second_time else set())
-            | (set() if null is None else {"null"})
-        ),
+        capabilities=capabilities_of(null, second_time),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

@@ -79,6 +79,16 @@ class TimeEmbedding(nnx.Module):
         return self.out(jax.nn.silu(self.hidden(features)))
 
 
+def conditioning(
+    module: Any, t: Array, s: Array | None, vector: Array | float, dtype: Any
+) -> Array:
+    """``silu(time(t) + vector + second(s))`` of a network's own embeddings."""
+    c = module.time(t, dtype) + vector
+    if s is not None:
+        c = c + module.second(s, dtype)
+    return jax.nn.silu(c)
+
+
 class LabelEmbedding(nnx.Module):
     """A row per label; the null class is the row ``num_classes``.
 

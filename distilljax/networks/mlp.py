@@ -15,11 +15,12 @@ from flax import nnx
 
 from distilljax import paths
 from distilljax.binding import Network
-from distilljax.networks.adapter import functionalize
+from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.embeddings import (
     ConditionEmbedding,
     Frequencies,
     TimeEmbedding,
+    conditioning,
     log_clock,
     null_condition,
 )
@@ -134,10 +135,7 @@ class MLP(nnx.Module):
           rng: dropout key.
         """
         h = self.inward(x.reshape(x.shape[0], -1))
-        c = self.time(t, h.dtype) + self.condition(cond)
-        if s is not None:
-            c = c + self.second(s, h.dtype)
-        c = jax.nn.silu(c)
+        c = conditioning(self, t, s, self.condition(cond), h.dtype)
         features = []
         for i in range(self.blocks):
             key = None if rng is None else jax.random.fold_in(rng, i)
@@ -203,10 +201,6 @@ def mlp(
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
     path = paths.linear() if path is None else path
     null = null_condition(num_classes, cond_features)
-    capabilities = {"jvp", "taps"}
-    capabilities |= {"second_time"} if second_time else set()
-    capabilities |= {"dropout"} if dropout > 0.0 else set()
-    capabilities |= set() if null is None else {"null"}
     return functionalize(
         lambda rngs: MLP(
             math.prod(sample_shape),
@@ -221,7 +215,7 @@ def mlp(
         ),
         path=path,
         prediction=prediction,
-        capabilities=frozenset(capabilities),
+        capabilities=capabilities_of(null, second_time, dropout),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

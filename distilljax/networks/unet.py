@@ -11,9 +11,14 @@ from flax import nnx
 from distilljax import paths
 from distilljax.binding import Network
 from distilljax.kernels import attention
-from distilljax.networks.adapter import functionalize
+from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
-from distilljax.networks.embeddings import Frequencies, TimeEmbedding, log_clock
+from distilljax.networks.embeddings import (
+    Frequencies,
+    TimeEmbedding,
+    conditioning,
+    log_clock,
+)
 from distilljax.networks.norms import group_norm, pixel_norm, rms_norm
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
@@ -216,10 +221,7 @@ class UNet(nnx.Module):
         """
         vector, image = self.conditions(cond, x)
         h = self.inward(jnp.concatenate([x, *image], -1))
-        c = self.time(t, h.dtype) + vector
-        if s is not None:
-            c = c + self.second(s, h.dtype)
-        c = jax.nn.silu(c)
+        c = conditioning(self, t, s, vector, h.dtype)
         count = 0
 
         def run(name: str, h: Array) -> Array:
@@ -337,12 +339,7 @@ def unet(
         ),
         path=path,
         prediction=prediction,
-        capabilities=frozenset(
-            {"jvp", "taps"}
-            | ({"second_time"} if second_time else set())
-            | ({"dropout"} if dropout > 0.0 else set())
-            | (set() if null is None else {"null"})
-        ),
+        capabilities=capabilities_of(null, second_time, dropout),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from distilljax.method import Phase, batches
 from distilljax.training.cycle import run_cycle
 from distilljax.training.roles import Setup
-from distilljax.training.state import abstract, frozen_roles
+from distilljax.training.state import abstract, frozen_roles, parameter_shapes
 
 
 def matmul_flops(fn: Callable, *args: Any) -> int:
@@ -121,11 +121,7 @@ def cycle_evaluations(setup: Setup, phases: tuple[Phase, ...]) -> float:
       setup: what the programs of a run share, with the shapes of its batch.
       phases: phases of the cycle.
     """
-    given = {
-        name: jax.eval_shape(setup.networks[name].init, jax.random.key(0))
-        for name, role in setup.method.roles.items()
-        if role.derive is None
-    }
+    given = parameter_shapes(setup)
     frozen = {name: given[name] for name in frozen_roles(setup)}
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(

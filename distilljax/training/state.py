@@ -47,6 +47,15 @@ def moving(setup: Setup) -> tuple[str, ...]:
     )
 
 
+def parameter_shapes(setup: Setup) -> dict[str, Params]:
+    """Shapes of the parameters of every role that owns some."""
+    return {
+        name: jax.eval_shape(setup.networks[name].init, jax.random.key(0))
+        for name, role in setup.method.roles.items()
+        if role.derive is None
+    }
+
+
 def frozen_roles(setup: Setup) -> tuple[str, ...]:
     """Roles with parameters that never change."""
     changing = moving(setup)

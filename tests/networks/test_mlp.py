@@ -12,6 +12,7 @@ from distilljax import networks, paths
 from distilljax.binding import Bound
 from distilljax.networks import Frequencies
 from tests.networks.filled import filled
+from tests.networks.slopes import check_jvp
 
 SMALL = {"width": 16, "hidden": 24, "blocks": 1, "embedding": 8}
 SHAPE = (4, 4, 1)
@@ -51,31 +52,8 @@ def test_jvp_equals_finite_differences(path, code):
             time_code=code,
             **SMALL,
         )
-        params = filled(network, np.float64)
-        x, t, s, cond = point(dtype=np.float64)
-
-        @jax.jit
-        def run(x, t, s):
-            return network.apply(params, x, t, cond, s)
-
-        @jax.jit
-        def push(point, tangent):
-            return jax.jvp(run, point, tangent)[1]
-
-        assert run(x, t, s).dtype == jnp.float64
-        for i in range(3):
-            tangents = [jnp.zeros_like(a) for a in (x, t, s)]
-            tangents[i] = jnp.ones_like(tangents[i])
-            exact = push((x, t, s), tuple(tangents))
-            h = 1e-6
-            plus, minus = (
-                run(*(a + k * d for a, d in zip((x, t, s), tangents, strict=True)))
-                for k in (h, -h)
-            )
-            assert jnp.abs(exact).max() > 1e-3
-            np.testing.assert_allclose(
-                exact, (plus - minus) / (2 * h), rtol=1e-5, atol=1e-7
-            )
+        *primals, cond = point(dtype=np.float64)
+        check_jvp(network, filled(network, np.float64), primals, cond)
 
 
 def test_two_times_equal_one_at_the_start():

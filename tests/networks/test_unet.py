@@ -8,6 +8,7 @@ import pytest
 from distilljax import networks, paths
 from distilljax.networks.unet import resampled
 from tests.networks.filled import filled
+from tests.networks.slopes import check_jvp
 
 SHAPE = (8, 8, 2)
 SMALL = {
@@ -42,27 +43,8 @@ def call(network, params, *args, **kwargs):
 def test_jvp_equals_finite_differences(options):
     with jax.enable_x64(True):
         network = small(num_classes=3, second_time=True, **options)
-        params = filled(network, np.float64)
         *primals, cond = point(dtype=np.float64)
-
-        @jax.jit
-        def run(x, t, s):
-            return network.apply(params, x, t, cond, s)
-
-        push = jax.jit(lambda p, d: jax.jvp(run, p, d)[1])
-        for i in range(3):
-            tangents = [jnp.zeros_like(a) for a in primals]
-            tangents[i] = jnp.ones_like(tangents[i])
-            exact = push(tuple(primals), tuple(tangents))
-            h = 1e-6
-            plus, minus = (
-                run(*(a + k * d for a, d in zip(primals, tangents, strict=True)))
-                for k in (h, -h)
-            )
-            assert jnp.abs(exact).max() > 1e-3
-            np.testing.assert_allclose(
-                exact, (plus - minus) / (2 * h), rtol=1e-5, atol=1e-7
-            )
+        check_jvp(network, filled(network, np.float64), primals, cond)
 
 
 def test_the_defaults_have_the_size_of_edms_network():
