@@ -96,17 +96,18 @@ class Rollout:
         noises = [ctx.normal(f"renoise{i}") for i in range(deepest)]
         x = path.start(ctx.normal("start"), t=times[0])
 
-        def chain(depth: int):
-            def advance(x: Array) -> Array:
-                for i in range(depth):
-                    clean = sg(frozen(x, times[i], 0.0))
-                    x = path.noise(clean, noises[i], times[i + 1])
-                return x
+        def advance(x: Array, step: tuple[Array, ...]) -> tuple[Array, None]:
+            index, t, s, eps = step
 
-            return advance
+            def moved(x: Array) -> Array:
+                return path.noise(sg(frozen(x, t, 0.0)), eps, s)
+
+            return jax.lax.cond(index < leave, moved, lambda x: x, x), None
 
         if deepest:
-            x = jax.lax.switch(leave, [chain(d) for d in range(deepest + 1)], x)
+            # One network in the program, however deep the rollout.
+            steps = (jnp.arange(deepest), times[:-1], times[1:], jnp.stack(noises))
+            x, _ = jax.lax.scan(advance, x, steps)
         return live(sg(x), times[leave], 0.0)
 
     def _split(self, ctx: Context, path: Path) -> Array:
