@@ -35,19 +35,23 @@ command_line() {
   done
 }
 
-# Runs a command, or prints it under --dry-run.
+# Says and runs a command, or prints it under --dry-run.
 run() {
   if [ -n "$DRY_RUN" ]; then
     command_line "$@"
     echo
   else
+    say "$(command_line "$@")"
     "$@"
   fi
 }
 
 # The same for the last command of a launcher, which takes its place and signals.
 run_last() {
-  [ -n "$DRY_RUN" ] || exec "$@"
+  if [ -z "$DRY_RUN" ]; then
+    say "$(command_line "$@")"
+    exec "$@"
+  fi
   run "$@"
 }
 

@@ -17,6 +17,8 @@
 #   --base-image=IMAGE    default python:3.12
 #   --max-restarts=N      restarts after failures and preemptions, default 50
 #   --grace=SECONDS       time to save after SIGTERM, default 120
+#   --xpk=OPTION          a further option of xpk workload create, for example
+#                         --xpk=--priority=high; may be repeated
 #   --extras=A,B          further extras to install, for example tensorboard,wandb
 #   --status              list the cluster's workloads
 #   --stop                delete the workload, after it has saved
@@ -33,6 +35,7 @@ source "$ROOT/launch/_launch.sh"
 
 cluster="" workload="" type="" slices=1 zone="" project="" storage="" image=""
 base=python:3.12 restarts=50 grace=120 extras="" action=create
+further=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --cluster=?*) cluster="${1#*=}" ;;
@@ -46,6 +49,7 @@ while [ $# -gt 0 ]; do
     --base-image=?*) base="${1#*=}" ;;
     --max-restarts=?*) restarts="${1#*=}" ;;
     --grace=?*) grace="${1#*=}" ;;
+    --xpk=?*) further+=("${1#*=}") ;;
     --extras=?*) extras="${1#*=}" ;;
     --status) action=list ;;
     --stop) action=delete ;;
@@ -102,4 +106,4 @@ fi
 run_last xpk workload create "--workload=$workload" "${cluster[@]}" \
   "--tpu-type=$type" "--num-slices=$slices" "--max-restarts=$restarts" \
   "--termination-grace-period-seconds=$grace" ${storage:+"--storage=$storage"} \
-  "${source[@]}" "--command=$command"
+  ${further[@]+"${further[@]}"} "${source[@]}" "--command=$command"

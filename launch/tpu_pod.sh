@@ -18,8 +18,9 @@
 #   --help            this text
 #
 # Copies this repository (without .git, .venv, runs and data) to the workers, makes .venv
-# with the extra "tpu" there and starts training in the background. Paths of the card and
-# of --out are the workers'; --out must lie on storage that all of them see.
+# with the extra "tpu" there and starts training in the background; refuses while one
+# runs. Paths of the card and of --out are the workers'; --out must lie on storage that
+# all of them see.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR
@@ -76,11 +77,12 @@ archive="${TMPDIR:-/tmp}/distilljax-$name.tar.gz"
 run tar -czf "$archive" --exclude=./.git --exclude=./.venv --exclude=./runs \
   --exclude=./data -C "$ROOT" .
 run gcloud compute tpus tpu-vm scp "$archive" "$name:distilljax.tar.gz" "${where[@]}"
-on_workers "mkdir -p $(quoted "$folder") && tar -xzf distilljax.tar.gz -C $(
-  quoted "$folder"
-) && $there${setup:+ && { $setup; \}} && $(
-  command_line bash launch/environment.sh "tpu${extras:+,$extras}"
-)"
+target="$(quoted "$folder")"
+unpack="mkdir -p $target && tar -xzf distilljax.tar.gz -C $target && $there"
+install="$(command_line bash launch/environment.sh "tpu${extras:+,$extras}")"
+# A training that runs keeps its files: it is to be stopped first.
+on_workers "if [ -e $target/launch/worker.sh ]; then bash $target/launch/worker.sh idle; \
+fi && $unpack${setup:+ && { $setup; \}} && $install"
 on_workers "$there && $(
   command_line bash launch/worker.sh start --distributed "${TRAIN[@]}"
 )"

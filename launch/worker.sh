@@ -2,6 +2,7 @@
 # Runs one training in the background of this machine.
 #
 #   bash launch/worker.sh start [arguments of distilljax train]
+#   bash launch/worker.sh idle       fails, with a word, while it runs
 #   bash launch/worker.sh status     whether it runs, and the end of its log
 #   bash launch/worker.sh stop       asks it to save and end, waits up to 10 minutes
 #
@@ -37,6 +38,10 @@ start() {
   say "$HOST: started as process $!, log in $LOG"
 }
 
+idle() {
+  ! alive || die "$HOST: trains as process $PID" "stop it first; it saves and ends"
+}
+
 status() {
   if alive; then
     say "$HOST: runs as process $PID"
@@ -62,7 +67,7 @@ stop() {
 }
 
 case "${1:-}" in
-  start | status | stop) "$@" ;;
+  start | idle | status | stop) "$@" ;;
   *)
     usage
     [ "${1:-}" = --help ] || exit 2

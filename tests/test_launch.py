@@ -1,5 +1,6 @@
 """The launchers print exactly what they run, and what they print can be pasted."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from distilljax import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
@@ -264,6 +267,22 @@ def test_a_tpu_pod_gets_the_copy_the_install_and_the_training(place):
     ]
 
 
+def test_a_tpu_pod_that_trains_is_left_alone(place):
+    """The copy that is there is asked first; its refusal ends the command."""
+    copy = place.folder / "distilljax" / "launch"
+    copy.mkdir(parents=True)
+    (copy / "worker.sh").write_text("")
+    calls = place.calls("tpu_pod", *POD, "--", *TRAIN)
+    command = calls[2][-1].removeprefix("--command=")
+    asked = ["bash", "distilljax/launch/worker.sh", "idle"]
+    assert place.shell("-c", f"cd; {command}", CODE="1").returncode == 1
+    assert place.recorded() == [asked]
+    assert place.shell("-c", f"cd; {command}").returncode == 0
+    found = place.recorded()
+    assert found[0] == asked
+    assert [call[0] for call in found] == ["bash", "tar", "bash"]
+
+
 @pytest.mark.parametrize("action", ["status", "stop"])
 def test_a_tpu_pod_is_asked_and_stopped(place, action):
     where = ["pod-1", "--zone=us-west4-a", "--worker=all"]
@@ -279,14 +298,16 @@ GKE = ("--cluster=c", "--workload=scm-1", "--tpu-type=v5litepod-16")
 def test_gke(place):
     (call,) = place.calls(
         "gke", *GKE, "--num-slices=2", "--zone=z", "--project=p", "--storage=runs",
-        "--extras=wandb", "--", *TRAIN,
+        "--xpk=--env=NOTE=it's on", "--xpk=--priority=high", "--extras=wandb", "--",
+        *TRAIN,
     )  # fmt: skip
     command = call.pop().removeprefix("--command=")
     assert call == [
         *("xpk", "workload", "create", "--workload=scm-1", "--cluster=c"),
         *("--zone=z", "--project=p", "--tpu-type=v5litepod-16", "--num-slices=2"),
         *("--max-restarts=50", "--termination-grace-period-seconds=120"),
-        *("--storage=runs", "--base-docker-image=python:3.12"),
+        *("--storage=runs", "--env=NOTE=it's on", "--priority=high"),
+        "--base-docker-image=python:3.12",
         f"--script-dir={place.root}",
     ]
     done = place.shell("-c", f"cd {shlex.quote(str(place.root))}; ({command})")
@@ -403,11 +424,15 @@ def test_a_worker_trains_in_the_background_once_and_stops(place):
             time.sleep(0.05)
             status = place.launch("worker", "status")
         assert "runs as process" in status.stderr
+        idle = place.launch("worker", "idle")
+        assert idle.returncode == 1
+        assert "stop it first" in idle.stderr
         words = "".join(f"<{word}>" for word in ["-m", "distilljax", "train", *TRAIN])
         assert status.stdout.count(words) == 1
     finally:
         stopped = place.launch("worker", "stop")
     assert "the same start continues it" in stopped.stderr
+    assert place.launch("worker", "idle").returncode == 0
     status = place.launch("worker", "status")
     assert "does not run" in status.stderr
     assert "saved" in status.stdout
@@ -418,3 +443,30 @@ def test_a_worker_without_environment_says_how_to_make_it(place):
     done = place.launch("worker", "start", *TRAIN)
     assert done.returncode == 1
     assert "bash launch/environment.sh tpu" in done.stderr
+
+
+def documented() -> list[str]:
+    """Every call of a launcher with a card in the page on launching."""
+    text = (ROOT / "docs" / "launch.md").read_text().replace("\\\n", " ")
+    found = re.findall(
+        r"(?:^ *|`)(bash launch/\w+\.sh [^\n`]*--config=[^\n`]*)", text, re.M
+    )
+    return [" ".join(line.split()) for line in found]
+
+
+def test_the_page_shows_every_launcher():
+    shown = [line.split()[1] for line in documented()]
+    assert {
+        shown.count(f"launch/{n}.sh") for n in ("gpu", "slurm", "tpu_pod", "gke")
+    } == {2}
+
+
+@pytest.mark.parametrize("line", documented())
+def test_what_the_page_shows_is_accepted(place, line):
+    """By the launcher, and by `distilljax train` as far as the card goes."""
+    _, script, *words = shlex.split(line)
+    done = place.launch(Path(script).stem, "--dry-run", *words)
+    assert done.returncode == 0, done.stderr
+    arguments = words[words.index("--") + 1 :]
+    options, overrides = cli._parser()[0].parse_known_args(["train", *arguments])
+    assert cli.read_card(str(ROOT / options.config), overrides)

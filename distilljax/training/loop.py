@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ def train(
     """
     method = check(method)
     config = TrainConfig.of(config, roles=method.roles)
-    path = None if folder is None else pathlib.Path(folder)
+    path = _local(folder)
     where = None if path is None else path / "profile"
     traced = Profile(profile, where, config.cycles)
     run = _Run(method, networks, params, data, config, sample_shape)
@@ -287,6 +288,16 @@ class _Run:
         for part in (self.saves, self.writers, self.bar, self.feed):
             if part is not None:
                 part.close()
+
+
+def _local(folder: str | os.PathLike | None) -> pathlib.Path | None:
+    """The run folder as a path; a bucket's address would become a folder's name."""
+    if folder is not None and re.match(r"\w{2,}:/", str(folder)):
+        raise ValueError(
+            f"folder must be a path of the file system, got {str(folder)!r}; mount the "
+            "bucket, for example with gcsfuse, and name the mount"
+        )
+    return None if folder is None else pathlib.Path(folder)
 
 
 def _due(every: int, step: int) -> bool:
