@@ -296,6 +296,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {low}, got {came}")
         if self.fuse not in ("cycle", "phase"):
             raise ValueError(unknown("fuse", self.fuse, ("cycle", "phase")))
+        if not isinstance(self.logging, str):
+            raise ValueError(
+                "logging must be names joined by commas, such as 'tensorboard,wandb', "
+                f"got {self.logging!r}"
+            )
         for name in self.loggers:
             if name not in LOGGERS:
                 raise ValueError(unknown("logger", name, LOGGERS))

@@ -151,7 +151,8 @@ class _Run:
         shown = progress and jax.process_index() == 0
         self.bar = Progress(method.name, config.cycles, self.step, shown)
         if restored is not None:
-            self.bar.say(f"{method.name}: continues after cycle {self.step}")
+            past = ", past those to trace" if self.profile.missed(self.step) else ""
+            self.bar.say(f"{method.name}: continues after cycle {self.step}{past}")
         self.began = time.monotonic()
 
     @property

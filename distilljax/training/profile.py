@@ -56,8 +56,12 @@ class Profile:
 
     def after(self, step: int, state: Any) -> None:
         """Ends the trace when cycle ``step`` is the last of it."""
-        if self._cycles is not None and step >= self._cycles[1]:
+        if self.missed(step):
             self.close(state)
+
+    def missed(self, step: int) -> bool:
+        """Whether a run that continues after cycle ``step`` is past all of them."""
+        return self._cycles is not None and step >= self._cycles[1]
 
     def close(self, state: Any = None) -> None:
         """Ends a trace that is still on, after waiting for the state."""

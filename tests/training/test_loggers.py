@@ -126,6 +126,8 @@ def test_names_of_loggers_are_checked():
     )
     with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
         TrainConfig.of({"logging": "tensorbord"})
+    with pytest.raises(ValueError, match="joined by commas"):
+        TrainConfig.of({"logging": ["wandb"]})
 
 
 def test_a_run_logs_everywhere_and_continues_there(tmp_path, wandb):
