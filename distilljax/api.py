@@ -64,6 +64,7 @@ def fit(
     card: Mapping[str, Any] | None = None,
     hooks: Hooks | None = None,
     progress: bool = True,
+    profile: tuple[int, int] | None = None,
 ) -> Fitted:
     """Trains a method, or continues the run in a folder.
 
@@ -81,6 +82,7 @@ def fit(
       hooks: see `training.loop.Hooks`; by default sample grids every
         ``sample_every`` cycles, for image sources with a folder.
       progress: whether to show a bar.
+      profile: first and last cycle of a profiler trace; see `training.train`.
 
     Returns:
       The fitted method.
@@ -120,6 +122,7 @@ def fit(
         hooks=hooks,
         card=card,
         progress=progress,
+        profile=profile,
     )
     if where is not None:
         for name in method.trained:
@@ -144,10 +147,11 @@ def _grid_hook(
     count = 64 if labels is None else len(labels)
     eps = generation.initial_noise(0, 0, count, shape)
 
-    def write(view: View) -> None:
+    def write(view: View) -> dict[str, np.ndarray]:
         x = sampler(view.params(method.sampling.role), eps, labels, jax.random.key(0))
         grid = image_grid(np.clip(np.asarray(x), -1.0, 1.0), columns, 4)
         save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
+        return {"samples": grid}
 
     return write
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import jax
@@ -40,6 +41,17 @@ Condition = Any
 CAPABILITIES = frozenset(
     {"jvp", "taps", "second_time", "null", "cache", "blocks", "dropout"}
 )
+
+# Roles that judge the student carry one name more in profiles, see `scope`.
+CRITICS = frozenset({"fake_score", "discriminator"})
+
+
+def scope(role: str) -> AbstractContextManager[Any]:
+    """Names the operations of a role in profiles: ``critic/fake_score``, ``teacher``.
+
+    Names are metadata of the compiled program and change nothing that it computes.
+    """
+    return jax.named_scope(f"critic/{role}" if role in CRITICS else role)
 
 
 class Apply(Protocol):
@@ -200,7 +212,8 @@ class Bound:
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
-        return self.network.apply(self.params, x, _times(x, t), cond, s, **options)
+        with scope(self.role):
+            return self.network.apply(self.params, x, _times(x, t), cond, s, **options)
 
     def call(self, name: str, *args, **kwargs) -> Any:
         """Another declared function of the network (``logits``, ``decode``, ...)."""
@@ -210,7 +223,8 @@ class Bound:
                     f"function of {self.network.name!r}", name, self.network.functions
                 )
             )
-        return self.network.functions[name](self.params, *args, **kwargs)
+        with scope(self.role):
+            return self.network.functions[name](self.params, *args, **kwargs)
 
     def _require(self, capability: str) -> None:
         if capability not in self.network.capabilities:

@@ -61,6 +61,12 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train.add_argument(
         "--fresh", action="store_true", help="remove an earlier run first"
     )
+    train.add_argument(
+        "--profile",
+        type=_cycles,
+        metavar="A:B",
+        help="trace cycles A to B into profile/ of the run folder",
+    )
 
     sample = commands.add_parser("sample", help="sample the student of a finished run")
     sample.add_argument("--run", required=True, help="run folder")
@@ -94,6 +100,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     quick.add_argument("--smoke", action="store_true", help="everything in miniature")
     quick.add_argument("--seed", type=int, default=0, help="seed of the trainings")
     return parser, dict(commands.choices)
+
+
+def _cycles(text: str) -> tuple[int, int]:
+    first, _, last = text.partition(":")
+    try:
+        return int(first), int(last)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be two cycles joined by a colon, for example 11:15, got {text!r}"
+        ) from None
 
 
 def read_card(path: str, overrides: Sequence[str]):
@@ -174,6 +190,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         config=found.train,
         folder=folder,
         card={"card": found.config},
+        profile=options.profile,
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")

@@ -11,14 +11,17 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"
 VENV_PYTHON="$VENV/bin/python"
 
-say() { printf '[env] %s\n' "$*" >&2; }
+say() { printf '[distilljax] %s\n' "$*" >&2; }
 
 die() {
-  printf '[env] error: %s\n' "$1" >&2
+  printf '[distilljax] error: %s\n' "$1" >&2
   shift
-  [ $# -eq 0 ] || printf '[env]   %s\n' "$@" >&2
+  [ $# -eq 0 ] || printf '[distilljax]   %s\n' "$@" >&2
   exit 1
 }
+
+# Prints the comment at the head of the script that was called.
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 # Prints "ok|old|novenv VERSION", or nothing where the command does not run.
 probe_python() {

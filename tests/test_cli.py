@@ -52,7 +52,8 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
     config = f"--config={place / 'student.py'}"
     options = [f"--teacher={place / 'one'}", f"--out={place / 'two'}"]
     values = ["--config.cycles=2", "--config.student.lr=3e-4"]
-    assert run("train", config, *options, *values) == 0
+    assert run("train", config, *options, *values, "--profile=2:2") == 0
+    assert list((place / "two" / "profile").rglob("*.xplane.pb"))
     shown = capsys.readouterr().out
     assert f"scm: 2 cycles in {place / 'two'}" in shown
     assert run("sample", f"--run={place / 'two'}", "--steps=2", "--labels=0,1,2,2") == 0
@@ -115,6 +116,12 @@ def wrong(*arguments):
             "cycles must be at least 1",
         ),
         (["train", "--config={card}", "--config.cycles"], "--config.key=value"),
+        (["train", "--config={card}", "--config.logging=wanbd"], "mean 'wandb'"),
+        (["train", "--config={card}", "--profile=5"], "two cycles joined by a colon"),
+        (
+            ["train", "--config={card}", "--teacher={folder}/one", "--profile=60:70"],
+            "1 <= first <= last <= 50, got (60, 70)",
+        ),
         (["train", "--config={card}", "--config.method.name=scmm"], "mean 'scm'"),
         (["train", "--config={card}", "--config.method.law=Unifrm()"], "'Uniform'"),
         (["train", "--config={card}", "--config.student.optimizer=adm"], "'adam'"),

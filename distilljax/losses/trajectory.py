@@ -22,6 +22,8 @@ from distilljax.predictions import VELOCITY, convert
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
+# Name of a derivative in profiles; the output that comes with it is inside.
+TANGENT = "tangent"
 Derivative = Callable[[Callable, tuple, tuple], tuple[Array, Array]]
 
 
@@ -117,11 +119,12 @@ def eulerian(
     )
     scale = flow_map.tangent_scale(te, se)
     factor = scale * b
-    output, carried = derivative(
-        lambda x, u: flow_map.output(x, u, s),
-        (x_t, t),
-        ((factor * v).astype(x_t.dtype), factor.reshape(t.shape)),
-    )
+    with jax.named_scope(TANGENT):
+        output, carried = derivative(
+            lambda x, u: flow_map.output(x, u, s),
+            (x_t, t),
+            ((factor * v).astype(x_t.dtype), factor.reshape(t.shape)),
+        )
     carried = sg(carried)
     wanted = convert(flow_map.path, v, x_t, t, VELOCITY, flow_map.kind)
     anchor = -scale * db * (wanted - sg(output))
@@ -165,9 +168,10 @@ def lagrangian(
     (a, b), (da, db) = jax.jvp(
         lambda u: flow_map.coefficients(te, u), (se,), (jnp.ones_like(se),)
     )
-    output, slope = jax.jvp(
-        lambda u: flow_map.output(x_t, t, u), (s,), (jnp.ones_like(s),)
-    )
+    with jax.named_scope(TANGENT):
+        output, slope = jax.jvp(
+            lambda u: flow_map.output(x_t, t, u), (s,), (jnp.ones_like(s),)
+        )
     fixed = sg(output)
     moved = a * x_t + b * fixed
     rate = da * x_t + db * fixed + b * sg(slope)
@@ -223,15 +227,16 @@ def dual_end(
     _, (ea, eb) = jax.jvp(lambda u: flow_map.coefficients(te, u), (se,), (ones,))
     scale = start_weight * flow_map.tangent_scale(te, se)
     forward, backward = scale * b, -end_weight * b / eb
-    output, carried = jax.jvp(
-        flow_map.output,
-        (x_t, t, s),
-        (
-            (forward * v).astype(x_t.dtype),
-            forward.reshape(t.shape),
-            backward.reshape(s.shape),
-        ),
-    )
+    with jax.named_scope(TANGENT):
+        output, carried = jax.jvp(
+            flow_map.output,
+            (x_t, t, s),
+            (
+                (forward * v).astype(x_t.dtype),
+                forward.reshape(t.shape),
+                backward.reshape(s.shape),
+            ),
+        )
     fixed = sg(output)
     start = scale * (da * x_t + db * fixed + a * v)
     moved = a * x_t + b * fixed

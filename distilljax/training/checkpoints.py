@@ -22,7 +22,14 @@ import orbax.checkpoint as ocp
 from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.state import TrainState, leaves
 
-_HARMLESS = ("log_every", "sample_every", "evaluate_every", "checkpoint", "max_skipped")
+_HARMLESS = (
+    "log_every",
+    "logging",
+    "sample_every",
+    "evaluate_every",
+    "checkpoint",
+    "max_skipped",
+)
 
 
 class Restored(NamedTuple):

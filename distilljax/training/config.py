@@ -21,6 +21,7 @@ import optax
 
 from distilljax.errors import unknown
 
+LOGGERS = ("tensorboard", "wandb")
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")
 
 
@@ -262,7 +263,8 @@ class TrainConfig:
       seed: of initialisation, randomness of training and the order of the data.
       mesh: devices by axis; ``data`` is the batch axis.
       fuse: ``cycle`` (one program a cycle) or ``phase`` (one program a phase).
-      log_every: cycles between records in ``metrics.jsonl``.
+      log_every: cycles between records in ``metrics.jsonl`` and ``metrics.csv``.
+      logging: further loggers, joined by commas: ``tensorboard``, ``wandb``.
       sample_every: cycles between calls of the sample hook; 0 for none.
       evaluate_every: cycles between calls of the evaluation hook; 0 for none.
       max_skipped: non-finite updates of a role in a row after which training stops.
@@ -277,6 +279,7 @@ class TrainConfig:
     mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": 1})
     fuse: str = "cycle"
     log_every: int = 50
+    logging: str = ""
     sample_every: int = 0
     evaluate_every: int = 0
     max_skipped: int = 20
@@ -293,11 +296,24 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least {low}, got {came}")
         if self.fuse not in ("cycle", "phase"):
             raise ValueError(unknown("fuse", self.fuse, ("cycle", "phase")))
+        if not isinstance(self.logging, str):
+            raise ValueError(
+                "logging must be names joined by commas, such as 'tensorboard,wandb', "
+                f"got {self.logging!r}"
+            )
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise ValueError(unknown("logger", name, LOGGERS))
         for axis, size in self.mesh.items():
             if axis != "data":
                 raise ValueError(unknown("mesh axis", axis, ("data",)))
             if size < 1:
                 raise ValueError(f"mesh axis {axis!r} must be at least 1, got {size}")
+
+    @property
+    def loggers(self) -> tuple[str, ...]:
+        """Names in ``logging``."""
+        return tuple(name.strip() for name in self.logging.split(",") if name.strip())
 
     def role(self, name: str) -> RoleConfig:
         """Settings of a role."""

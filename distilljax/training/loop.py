@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -25,10 +26,11 @@ from distilljax.training.checkpoints import Checkpoints, claim, fingerprint
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.feed import Feed, place, stage_of
+from distilljax.training.profile import Profile
 from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
 from distilljax.training.roles import make_mesh, make_setup
 from distilljax.training.state import Params, abstract, create_frozen, create_state
-from distilljax.training.writers import JsonLines, Progress
+from distilljax.training.writers import Progress, Writers, open_writers
 
 # Cycles dispatched before their metrics are read: so many, but not more than fit into
 # so many seconds, since a signal or a broken update is noticed that much later.
@@ -47,6 +49,7 @@ def train(
     sample_shape: tuple[int, ...] | None = None,
     card: Mapping[str, Any] | None = None,
     progress: bool = True,
+    profile: tuple[int, int] | None = None,
 ) -> TrainResult:
     """Trains a method, or continues a run where it stopped.
 
@@ -57,12 +60,15 @@ def train(
       data: a source (see `distilljax.data`), or an iterator over the batches of cycles
         ``[n, accumulate, B, ...]`` with ``get_state`` and ``set_state``.
       config: the training config, or a mapping for `TrainConfig.of`.
-      folder: run folder for ``config.json``, ``metrics.jsonl`` and ``checkpoints``; a
-        run of the same config found there is continued. None keeps nothing.
+      folder: run folder for ``config.json``, ``metrics.jsonl``, ``metrics.csv`` and
+        ``checkpoints``; a run of the same config found there is continued. None keeps
+        nothing.
       hooks: see `Hooks`.
       sample_shape: shape of one sample; default the source's, or that of ``x0``.
       card: what else determines the run, JSON values; kept in ``config.json``.
       progress: whether to show a bar or lines on stderr.
+      profile: first and last cycle, from 1, of a profiler trace in ``profile`` of the
+        run folder; see `Profile`.
 
     Returns:
       The result; with a folder, all of it is saved there.
@@ -74,8 +80,11 @@ def train(
     """
     method = check(method)
     config = TrainConfig.of(config, roles=method.roles)
+    path = _local(folder)
+    where = None if path is None else path / "profile"
+    traced = Profile(profile, where, config.cycles)
     run = _Run(method, networks, params, data, config, sample_shape)
-    path = None if folder is None else pathlib.Path(folder)
+    run.profile = traced
     try:
         run.open(path, data, card, progress)
         with Signals(path is not None) as signals:
@@ -92,7 +101,8 @@ class _Run:
     """One call of `train`."""
 
     saves: Checkpoints | None = None
-    writer: JsonLines | None = None
+    writers = Writers(())
+    profile = Profile(None, None)
     bar: Progress | None = None
 
     def __init__(self, method, networks, params, data, config, sample_shape):
@@ -121,7 +131,8 @@ class _Run:
         method, config, restored = self.setup.method, self.config, None
         if folder is not None:
             run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
-            claim(folder, config, {**run, **(card or {})})
+            record = {**run, **(card or {})}
+            claim(folder, config, record)
             self.meta["frozen"] = fingerprint(self.frozen)
             self.saves = Checkpoints(folder, config.checkpoint)
             restored = self.saves.restore(abstract(self.setup, self.given))
@@ -135,10 +146,13 @@ class _Run:
             if self.step < config.cycles:
                 self.batch = place(self.setup, self.feed.next(self.step))
         if folder is not None:
-            self.writer = JsonLines(folder / "metrics.jsonl", self.step)
-        self.bar = Progress(method.name, config.cycles, self.step, progress)
+            record = {"train": config.to_dict(), **record}
+            self.writers = open_writers(folder, self.step, config.loggers, record)
+        shown = progress and jax.process_index() == 0
+        self.bar = Progress(method.name, config.cycles, self.step, shown)
         if restored is not None:
-            self.bar.say(f"{method.name}: continues after cycle {self.step}")
+            past = ", past those to trace" if self.profile.missed(self.step) else ""
+            self.bar.say(f"{method.name}: continues after cycle {self.step}{past}")
         self.began = time.monotonic()
 
     @property
@@ -157,8 +171,10 @@ class _Run:
         config = self.config
         while self.step < config.cycles:
             program = self.program()
-            self.state, metrics = program(self.state, self.frozen, self.batch)
+            with self.profile.cycle(self.step + 1, self.state):
+                self.state, metrics = program(self.state, self.frozen, self.batch)
             self.step += 1
+            self.profile.after(self.step, self.state)
             if len(self.pending) >= self.ahead:
                 self.look()
             self.pending.append((self.step, metrics))
@@ -216,8 +232,7 @@ class _Run:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         assert self.bar is not None
         self.record = {**values, "seconds": self.seconds}
-        if self.writer is not None:
-            self.writer.write(step, self.record)
+        self.writers.write(step, self.record)
         self.bar.note(step, values)
 
     def skipped(self, step: int, metrics: Mapping[str, Any]) -> str:
@@ -235,7 +250,13 @@ class _Run:
         config, evaluated = self.config, None
         view = View(self.step, self.state, self.frozen, self.setup)
         every = config.evaluate_every
-        if hooks.evaluate is not None and every and (ended or _due(every, self.step)):
+        evaluates = hooks.evaluate is not None and every > 0
+        evaluates = evaluates and (ended or _due(every, self.step))
+        samples = hooks.sample is not None and _due(config.sample_every, self.step)
+        if evaluates or samples:
+            # A hook waits for the device anyway, and records keep their order.
+            self.look()
+        if hooks.evaluate is not None and evaluates:
             evaluated = {k: float(v) for k, v in hooks.evaluate(view).items()}
             best = config.checkpoint.best
             if best is not None and best not in evaluated:
@@ -244,10 +265,11 @@ class _Run:
                     f"{sorted(evaluated)}"
                 )
             named = {f"evaluate/{k}": v for k, v in evaluated.items()}
-            if self.writer is not None:
-                self.writer.write(self.step, named)
-        if hooks.sample is not None and _due(config.sample_every, self.step):
-            hooks.sample(view)
+            self.writers.write(self.step, named)
+        if hooks.sample is not None and samples:
+            shown = hooks.sample(view)
+            if isinstance(shown, Mapping):
+                self.writers.images(self.step, shown)
         return evaluated
 
     def result(self, folder: pathlib.Path | None) -> TrainResult:
@@ -263,9 +285,20 @@ class _Run:
 
     def close(self) -> None:
         """Waits for the last checkpoint and ends threads and files."""
-        for part in (self.saves, self.writer, self.bar, self.feed):
+        self.profile.close()
+        for part in (self.saves, self.writers, self.bar, self.feed):
             if part is not None:
                 part.close()
+
+
+def _local(folder: str | os.PathLike | None) -> pathlib.Path | None:
+    """The run folder as a path; a bucket's address would become a folder's name."""
+    if folder is not None and re.match(r"\w{2,}:/", str(folder)):
+        raise ValueError(
+            f"folder must be a path of the file system, got {str(folder)!r}; mount the "
+            "bucket, for example with gcsfuse, and name the mount"
+        )
+    return None if folder is None else pathlib.Path(folder)
 
 
 def _due(every: int, step: int) -> bool:

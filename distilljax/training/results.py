@@ -74,7 +74,8 @@ class Hooks(NamedTuple):
     """What happens beside training.
 
     Attributes:
-      sample: called with a `View` every ``sample_every`` cycles.
+      sample: called with a `View` every ``sample_every`` cycles; a mapping of names to
+        images ``[height, width, channels]``, uint8, goes to the loggers.
       evaluate: `View` -> metrics, every ``evaluate_every`` cycles and at the end;
         logged as ``evaluate/name``.
     """

@@ -219,9 +219,10 @@ class Update:
             grads = self.phase.merge(grads, self.step)
         params, opt, counters = dict(params), dict(opt), dict(counters)
         for role in self.phase.trains:
-            params[role], opt[role], counters[role], norms = self.applied(
-                role, grads[role], params[role], opt[role], counters[role]
-            )
+            with jax.named_scope("optimizer"):
+                params[role], opt[role], counters[role], norms = self.applied(
+                    role, grads[role], params[role], opt[role], counters[role]
+                )
             metrics.update(norms)
         return (params, opt, counters, memory), metrics
 

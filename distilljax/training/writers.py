@@ -1,16 +1,91 @@
-"""Records of a run: JSON lines on disk, progress for people."""
+"""Records of a run: JSON lines and a table on disk, progress for people.
+
+A writer takes records ``(step, name -> number)`` in the order of the steps. One that is
+opened for a run that continues after some cycle drops its records of later cycles.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
+import jax
+import numpy as np
 import tqdm
+
+from distilljax.training import loggers
+
+
+class Writer(Protocol):
+    """Where the records of a run go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a record of cycle ``step``."""
+        ...
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds images ``[height, width, channels]``, uint8, where it can hold them."""
+        ...
+
+    def close(self) -> None:
+        """Writes what is left and closes."""
+        ...
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, parts: Sequence[Writer]):
+        self._parts = tuple(parts)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a record to each."""
+        for part in self._parts:
+            part.write(step, values)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Adds images to each."""
+        for part in self._parts:
+            part.images(step, images)
+
+    def close(self) -> None:
+        """Closes each."""
+        for part in self._parts:
+            part.close()
+
+
+def open_writers(
+    folder: pathlib.Path, step: int, names: Sequence[str], record: Mapping[str, Any]
+) -> Writers:
+    """The writers of a run; none in processes other than the first.
+
+    Args:
+      folder: run folder; ``metrics.jsonl`` and ``metrics.csv`` are always in it.
+      step: cycles done; later records are dropped.
+      names: further loggers, see `loggers.OPENERS`.
+      record: config of the run, JSON values.
+
+    Raises:
+      ModuleNotFoundError: if a logger's package is missing; names the extra.
+    """
+    if jax.process_index() != 0:
+        return Writers(())
+    further = [loggers.OPENERS[name](folder, step, record) for name in names]
+    return Writers(
+        (
+            JsonLines(folder / "metrics.jsonl", step),
+            Csv(folder / "metrics.csv", step),
+            *further,
+        )
+    )
 
 
 class JsonLines:
@@ -35,9 +110,76 @@ class JsonLines:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Holds none."""
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+class Csv:
+    """``metrics.csv``: a row a record, ``step`` first, a column a name.
+
+    A name that appears later gets a column of its own: the table is written anew with
+    it. Cells of names that a record lacks are empty.
+    """
+
+    def __init__(self, path: pathlib.Path, step: int = 0):
+        """Opens the file for a run that continues after cycle ``step``."""
+        self._path = path
+        self._columns, rows = _table(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._rewrite([row for row in rows if int(row["step"]) <= step])
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        draft = self._path.with_suffix(".csv.tmp")
+        draft.write_text("".join(map(self._line, [_header(self._columns), *rows])))
+        os.replace(draft, self._path)
+        self._file = self._path.open("a")
+
+    def _line(self, row: Mapping[str, Any]) -> str:
+        out = io.StringIO()
+        cells = [row.get(name, "") for name in self._columns]
+        csv.writer(out, lineterminator="\n").writerow(cells)
+        return out.getvalue()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends a row; numbers are written as Python reads them, ``nan`` too."""
+        row = {"step": step} | {k: _cell(v) for k, v in values.items()}
+        new = [name for name in row if name not in self._columns]
+        if new:
+            self._file.close()
+            rows = _table(self._path)[1]
+            self._columns = [*self._columns, *new]
+            self._rewrite(rows)
+        self._file.write(self._line(row))
+        self._file.flush()
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Holds none."""
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _header(columns: Sequence[str]) -> dict[str, str]:
+    return {name: name for name in columns}
+
+
+def _table(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and whole rows of a table; a row torn by a kill is left out."""
+    text = path.read_text() if path.exists() else ""
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if not lines:
+        return ["step"], []
+    columns, *rows = lines
+    return columns, [dict(zip(columns, row)) for row in rows]
+
+
+def _cell(value: float) -> str:
+    return repr(int(value) if isinstance(value, (bool, int)) else float(value))
 
 
 def _number(value: float) -> float | int | None:

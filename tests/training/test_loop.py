@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 
 from distilljax import data
 from distilljax.method import Stage, Term, check
-from distilljax.training import Hooks, Interrupted, cycle, read_metrics, train
+from distilljax.training import Hooks, Interrupted, cycle, loop, read_metrics, train
 from tests.training import small
 from tests.training.test_cycle import NETWORKS, imitating
 from tests.training.test_state import TEACHER, pointers
@@ -67,6 +68,38 @@ def test_trains_and_writes(tmp_path, traces, capsys):
     assert "cycle 6/6" in error
     assert "cycles/s" in error
     assert "s left" in error
+
+
+def test_metrics_are_read_a_cycle_late(monkeypatch):
+    """A record of a cycle is fetched when the next one is on its way to the device."""
+    happened, sent, build, fetch = [], [], loop.build_cycle, jax.device_get
+
+    def counted(*args):
+        program = build(*args)
+
+        def dispatch(*inputs):
+            state, metrics = program(*inputs)
+            sent.append(metrics["skipped_in_a_row"])
+            happened.append(("dispatched", len(sent)))
+            return state, metrics
+
+        return dispatch
+
+    def fetched(tree):
+        read = {id(leaf) for leaf in jax.tree.leaves(tree)}
+        cycles = [n for n, leaf in enumerate(sent, 1) if id(leaf) in read]
+        happened.extend(("read", n) for n in cycles)
+        return fetch(tree)
+
+    monkeypatch.setattr(loop, "build_cycle", counted)
+    monkeypatch.setattr(jax, "device_get", fetched)
+    config = {**CONFIG, "cycles": 12, "log_every": 1}
+    train(small.regression(), NETWORKS, data=source(), config=config, **QUICK)
+    dispatched = [number for what, number in happened if what == "dispatched"]
+    assert dispatched == list(range(1, 13))
+    for n in dispatched[:-1]:
+        assert happened.index(("dispatched", n + 1)) < happened.index(("read", n))
+    assert ("read", 12) in happened
 
 
 def test_users_arrays_are_untouched():
@@ -174,6 +207,14 @@ def test_other_config_is_refused_and_nothing_changes(tmp_path):
     with pytest.raises(ValueError, match="schedule.name: constant -> cosine"):
         train(method, NETWORKS, None, source(), cosine, tmp_path, progress=False)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_the_address_of_a_bucket_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("gs://bucket/run", pathlib.Path("gs://bucket/run")):
+        with pytest.raises(ValueError, match="mount the bucket"):
+            train(small.regression(), NETWORKS, None, source(), CONFIG, folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_teacher_is_refused(tmp_path):

@@ -1,10 +1,17 @@
+import csv
 import json
 import math
 
+import jax
 import numpy as np
 
 from distilljax.training import read_metrics
-from distilljax.training.writers import JsonLines, Progress
+from distilljax.training.writers import Csv, JsonLines, Progress, open_writers
+
+
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_records_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
@@ -29,6 +36,58 @@ def test_numbers_that_json_lacks(tmp_path):
     record = json.loads(path.read_text())
     assert record == {"step": 1, "a": None, "b": 2.0, "c": None, "d": 3}
     assert math.isnan(read_metrics(path)["a"][1][0])
+
+
+def test_a_table_takes_names_that_appear_later(tmp_path):
+    path = tmp_path / "run" / "metrics.csv"
+    writer = Csv(path)
+    writer.write(1, {"loss": 0.1, 'odd, "name"': 2})
+    writer.write(2, {"loss": np.float32(0.1), "evaluate/score": math.nan})
+    writer.write(3, {"evaluate/score": math.inf})
+    writer.close()
+    lines = path.read_text().splitlines()
+    assert lines[0] == 'step,loss,"odd, ""name""",evaluate/score'
+    rows = table(path)
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
+    assert [row["loss"] for row in rows] == ["0.1", repr(float(np.float32(0.1))), ""]
+    assert [row["evaluate/score"] for row in rows] == ["", "nan", "inf"]
+    assert [row['odd, "name"'] for row in rows] == ["2", "", ""]
+
+
+def test_a_table_drops_rows_after_the_restored_step_and_a_torn_one(tmp_path):
+    path = tmp_path / "metrics.csv"
+    writer = Csv(path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with path.open("a") as file:
+        file.write("4,0.")
+    writer = Csv(path, 2)
+    writer.write(3, {"loss": 9.0, "new": 1.0})
+    writer.close()
+    assert table(path) == [
+        {"step": "1", "loss": "1.0", "new": ""},
+        {"step": "2", "loss": "2.0", "new": ""},
+        {"step": "3", "loss": "9.0", "new": "1.0"},
+    ]
+    Csv(path).close()
+    assert table(path) == []
+    assert path.read_text() == "step,loss,new\n"
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    writers = open_writers(tmp_path, 0, ("tensorboard", "wandb"), {})
+    writers.write(1, {"loss": 1.0})
+    writers.images(1, {"samples": np.zeros((2, 2, 3), np.uint8)})
+    writers.close()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    writers = open_writers(tmp_path, 0, (), {})
+    writers.write(1, {"loss": 1.0})
+    writers.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == {"loss": ([1], [1.0])}
+    assert table(tmp_path / "metrics.csv") == [{"step": "1", "loss": "1.0"}]
 
 
 def test_progress_lines(capsys):
