@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import math
 import os
 import re
 import time
@@ -19,8 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from distilljax.binding import Network
 from distilljax.errors import unknown
@@ -28,11 +28,13 @@ from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
 from distilljax.training.cost import matmul_flops
 from distilljax.training.cycle import build_cycle, run_cycle
-from distilljax.training.roles import Setup, make_setup, sharding
-from distilljax.training.state import abstract, frozen_roles, parameter_shapes
+from distilljax.training.placement import ROWS, make_mesh, sharding
+from distilljax.training.roles import Setup, make_setup
+from distilljax.training.state import abstract, frozen_roles, held, parameter_shapes
 
 # Memory of a chip in GiB, as its vendor states it.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
+QUICK = {"exec_time_optimization_effort": -1.0}
 COLLECTIVES = (
     "all-gather",
     "all-reduce",
@@ -87,11 +89,13 @@ class Compiled:
         )
 
 
-def topology_mesh(topology: str) -> Mesh:
-    """A mesh with one axis ``data`` over the chips of a topology that is not there.
+def topology_mesh(topology: str, shape: Mapping[str, int] | None = None) -> Mesh:
+    """The mesh of a config over all chips of a topology that is not there.
 
     Args:
       topology: ``<chip>:<a>x<b>[x<c>]``: ``v5e:4x4``, ``v6e:4x4``, ``v5p:2x2x2``.
+      shape: devices by axis of the config; what it lacks or has too many of is mended
+        along ``data``, then ``fsdp``.
 
     Raises:
       ValueError: for an unknown chip.
@@ -111,19 +115,27 @@ def topology_mesh(topology: str) -> Mesh:
             "pip install 'jax[tpu]', or --target=FOLDER and FOLDER on PYTHONPATH"
         )
     found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    devices = np.asarray(found.devices)
-    return Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
+    left, sizes = len(found.devices), {}
+    for axis in ("tensor", "fsdp"):
+        sizes[axis] = math.gcd((shape or {}).get(axis, 1), left)
+        left //= sizes[axis]
+    return make_mesh({**sizes, "data": left}, found.devices)
 
 
 def _shapes(setup: Setup, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Shapes with shardings of ``(state, frozen, batch)`` of the last phases."""
     assert setup.mesh is not None
-    given = parameter_shapes(setup)
-    place, over = setup.replicated, sharding(setup.mesh, None, None, "data")
-    frozen = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        {name: given[name] for name in frozen_roles(setup)},
-    )
+    given, over = parameter_shapes(setup), sharding(setup.mesh, None, None, ROWS)
+    frozen = {
+        name: jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place
+            ),
+            jax.eval_shape(functools.partial(held, setup), given[name]),
+            setup.shardings(name, given[name]),
+        )
+        for name in frozen_roles(setup)
+    }
     size = setup.config.batch_size // setup.stacked
     lead = (batches(setup.method.phases), setup.stacked, size)
     fields = jax.tree.map(
@@ -142,16 +154,19 @@ def compile_ahead(
     *,
     sample: Mapping[str, Any],
     topology: str = "v5e:4x4",
+    quick: bool = False,
 ) -> Compiled:
     """Compiles the cycle of a method for chips that need not be there.
 
     Args:
       method: the method; its own phases, not those of a stage.
       networks: by key.
-      config: of the run; all chips of the topology take the place of its mesh.
+      config: of the run; its mesh is stretched over all chips, see `topology_mesh`.
       sample: shapes of one sample by field, ``jax.ShapeDtypeStruct``, ``x0`` among
         them.
       topology: see `topology_mesh`.
+      quick: lets the compiler try less hard, which takes a fraction of the time and
+        gives about the same memory.
 
     Returns:
       What the program needs.
@@ -160,12 +175,16 @@ def compile_ahead(
       ValueError: for an unknown chip, or a batch that the chips do not divide.
       ModuleNotFoundError: without the package `libtpu`.
     """
-    mesh = topology_mesh(topology)
-    config = dataclasses.replace(config, mesh={"data": mesh.size})
+    mesh = topology_mesh(topology, config.mesh)
+    config = dataclasses.replace(config, mesh=dict(mesh.shape))
     setup = make_setup(method, networks, config, sample["x0"].shape, mesh)
     arguments = _shapes(setup, sample)
     began = time.perf_counter()
-    compiled = build_cycle(setup, method.phases).lower(*arguments).compile()
+    compiled = (
+        build_cycle(setup, method.phases)
+        .lower(*arguments)
+        .compile(compiler_options=QUICK if quick else None)
+    )
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     text = compiled.as_text()

@@ -206,6 +206,7 @@ _POD = {
         "images": True,
         "network": {"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
         "batch_size": 512,
+        "mesh": {"data": 16},
     },
     "latent": {
         "data": "data/imagenet256_latents.npz",
@@ -214,6 +215,17 @@ _POD = {
         "images": False,
         "network": {"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
         "batch_size": 256,
+        "mesh": {"data": 16},
+    },
+    "latent_xl": {
+        "data": "data/imagenet256_latents.npz",
+        "sample_shape": (32, 32, 4),
+        "num_classes": 1000,
+        "images": False,
+        "network": {"name": "dit", "size": "XL", "dtype": "bfloat16", "remat": "full"},
+        "batch_size": 256,
+        "mesh": {"fsdp": 16},
+        "frozen": {"dtype": "bfloat16"},
     },
 }
 
@@ -230,7 +242,7 @@ def pod_card(
     """A card on CIFAR-10 or ImageNet latents for 16 chips; see `npz_card`.
 
     Args:
-      kind: ``cifar`` or ``latent``.
+      kind: ``cifar``, ``latent`` or ``latent_xl``.
       method: registry id.
       options: options of its factory.
       lr: learning rate of the student and of the critics.
@@ -248,7 +260,6 @@ def pod_card(
         options,
         second_time=second_time,
         cycles=400_000,
-        mesh={"data": 16},
         student=student,
         **dict.fromkeys(critics, critic),
         **_POD[kind],

@@ -28,6 +28,7 @@ from distilljax.networks.embeddings import (
     conditioning,
     log_clock,
 )
+from distilljax.networks.layout import rows_first
 from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
@@ -152,13 +153,14 @@ class Block(nnx.Module):
     def __call__(self, h: Array, c: Array) -> Array:
         """New stream ``[B, N, width]``."""
         (first, gate), (second, other_gate) = self.modulation(c)
-        h = h + gate * self._mixed(first(h))
-        inner = jax.nn.gelu(self.up(second(h)), approximate=True)
-        return h + other_gate * self.down(inner)
+        h = rows_first(h + gate * self._mixed(first(h)))
+        inner = jax.nn.gelu(rows_first(self.up(second(h))), approximate=True)
+        return rows_first(h + other_gate * self.down(inner))
 
     def _mixed(self, h: Array) -> Array:
-        shape = (*h.shape[:2], 3, self.heads, h.shape[-1] // self.heads)
-        q, k, v = jnp.moveaxis(self.qkv(h).reshape(shape), 2, 0)
+        # Heads first, so that a mesh can split the features between whole heads.
+        shape = (*h.shape[:2], self.heads, 3, h.shape[-1] // self.heads)
+        q, k, v = jnp.moveaxis(rows_first(self.qkv(h)).reshape(shape), 3, 0)
         if self.qk_norm:
             q = rms_norm(q) * self.q_scale.get_value()
             k = rms_norm(k) * self.k_scale.get_value()
@@ -246,7 +248,7 @@ class DiT(nnx.Module):
         """
         vector, image = self.conditions(cond, x)
         h = self.inward(self._patches(jnp.concatenate([x, *image], -1)))
-        h = h + positions(*self.grid, h.shape[-1]).astype(h.dtype)
+        h = rows_first(h + positions(*self.grid, h.shape[-1]).astype(h.dtype))
         c = conditioning(self, t, s, vector, h.dtype)
         graph, stacked = nnx.split(self.blocks)
 

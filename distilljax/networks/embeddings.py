@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from distilljax.networks.layout import rows_first
 from distilljax.paths import Path
 
 Array = jax.Array
@@ -86,7 +87,7 @@ def conditioning(
     c = module.time(t, dtype) + vector
     if s is not None:
         c = c + module.second(s, dtype)
-    return jax.nn.silu(c)
+    return rows_first(jax.nn.silu(c))
 
 
 class LabelEmbedding(nnx.Module):

@@ -23,6 +23,7 @@ from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.state import TrainState, leaves
 
 _HARMLESS = (
+    "mesh",
     "log_every",
     "logging",
     "sample_every",

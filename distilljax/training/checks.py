@@ -171,11 +171,11 @@ def _check_sizes(setup: Setup) -> None:
     for phases in _all_phases(setup.method):
         for phase in phases:
             micro = setup.accumulate(phase)
-            if config.batch_size % (micro * config.devices):
+            if config.batch_size % (micro * config.rows):
                 raise ValueError(
                     f"batch_size must be a multiple of accumulate x devices of the "
-                    f"mesh = {micro} x {config.devices} in phase {phase.name!r}, got "
-                    f"{config.batch_size}"
+                    f"mesh along data and fsdp = {micro} x {config.rows} in phase "
+                    f"{phase.name!r}, got {config.batch_size}"
                 )
             coupled = [term.name for term in phase.terms if term.coupled]
             if micro > 1 and coupled:
@@ -184,10 +184,10 @@ def _check_sizes(setup: Setup) -> None:
                     f"terms {coupled} couple the samples of a batch, so that the "
                     f"result would be another one; set accumulate=1 for {phase.trains}"
                 )
-    if (config.batch_size // stacked) % config.devices:
+    if (config.batch_size // stacked) % config.rows:
         raise ValueError(
             f"batch_size / accumulate = {config.batch_size // stacked} must be a "
-            f"multiple of the {config.devices} devices of the mesh"
+            f"multiple of the {config.rows} devices of the mesh along data and fsdp"
         )
 
 

@@ -12,6 +12,7 @@ share; a role's own section wins.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from distilljax.errors import unknown
+from distilljax.training.placement import AXES, ROWS, Rule
 
 LOGGERS = ("tensorboard", "wandb")
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")
@@ -177,6 +179,8 @@ class RoleConfig:
       accumulate: microbatches of one update; they divide ``batch_size``.
       ema: decay of an evaluation EMA of the parameters, per cycle, at most ``(1 + n) /
         (10 + n)`` after ``n`` cycles; None for none.
+      rules: where parameters live on the mesh, ``[[path, [axis or None, ...]], ...]``;
+        see `placement.Rule`. None for the default of `placement.placed`.
     """
 
     optimizer: str = "adam"
@@ -188,6 +192,7 @@ class RoleConfig:
     clip: float | None = None
     accumulate: int = 1
     ema: float | None = None
+    rules: tuple[Any, ...] | None = None
 
     def __post_init__(self):
         if self.optimizer not in OPTIMIZERS:
@@ -210,6 +215,12 @@ class RoleConfig:
             raise ValueError(f"ema must lie in (0, 1) or be None, got {self.ema}")
         if self.accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {self.accumulate}")
+        _ = self.placement
+
+    @property
+    def placement(self) -> tuple[Rule, ...] | None:
+        """``rules`` as records."""
+        return _rules(self.rules)
 
     def build(self, updates: int) -> optax.GradientTransformation:
         """The optimizer, without clipping (the cycle clips with the norm it logs).
@@ -220,6 +231,49 @@ class RoleConfig:
         lr = self.schedule.build(self.lr, updates)
         constant = self.schedule == ScheduleConfig()
         return OPTIMIZERS[self.optimizer](self.lr if constant else lr, self)
+
+
+def _rules(rules: Any) -> tuple[Rule, ...] | None:
+    """Rules of a config as records."""
+    if rules is None:
+        return None
+    out = []
+    for rule in rules:
+        good = isinstance(rule, (tuple, list)) and len(rule) == 2
+        if not good or not isinstance(rule[0], str) or isinstance(rule[1], str):
+            raise ValueError(
+                f"a rule is [path, [mesh axis or None, ...]], such as "
+                f"['qkv/kernel$', ['fsdp', 'tensor']], got {rule!r}"
+            )
+        for axis in rule[1]:
+            if axis is not None and axis not in AXES:
+                raise ValueError(unknown("mesh axis", axis, AXES))
+        out.append(Rule(rule[0], tuple(rule[1])))
+    return tuple(out)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenConfig:
+    """How the parameters of frozen roles are held.
+
+    Attributes:
+      dtype: ``float32`` or ``bfloat16``, which halves a teacher. Roles that start from
+        a teacher start from its parameters as they were given.
+      rules: see `RoleConfig`.
+    """
+
+    dtype: str = "float32"
+    rules: tuple[Any, ...] | None = None
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(unknown("dtype", self.dtype, ("float32", "bfloat16")))
+        _ = self.placement
+
+    @property
+    def placement(self) -> tuple[Rule, ...] | None:
+        """``rules`` as records."""
+        return _rules(self.rules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +315,7 @@ class TrainConfig:
       cycles: training cycles of the run (one update of the student each, as a rule).
       batch_size: samples of one update, over all devices and microbatches.
       seed: of initialisation, randomness of training and the order of the data.
-      mesh: devices by axis; ``data`` is the batch axis.
+      mesh: devices by axis, ``data``, ``fsdp`` and ``tensor``; see `placement`.
       fuse: ``cycle`` (one program a cycle) or ``phase`` (one program a phase).
       log_every: cycles between records in ``metrics.jsonl`` and ``metrics.csv``.
       logging: further loggers, joined by commas: ``tensorboard``, ``wandb``.
@@ -269,6 +323,7 @@ class TrainConfig:
       evaluate_every: cycles between calls of the evaluation hook; 0 for none.
       max_skipped: non-finite updates of a role in a row after which training stops.
       checkpoint: when to save and what to keep.
+      frozen: how the parameters of frozen roles are held.
       roles: settings by role.
       default: settings of roles that are not in ``roles``.
     """
@@ -284,6 +339,7 @@ class TrainConfig:
     evaluate_every: int = 0
     max_skipped: int = 20
     checkpoint: CheckpointConfig = CheckpointConfig()
+    frozen: FrozenConfig = FrozenConfig()
     roles: Mapping[str, RoleConfig] = dataclasses.field(default_factory=dict)
     default: RoleConfig = RoleConfig()
 
@@ -305,8 +361,8 @@ class TrainConfig:
             if name not in LOGGERS:
                 raise ValueError(unknown("logger", name, LOGGERS))
         for axis, size in self.mesh.items():
-            if axis != "data":
-                raise ValueError(unknown("mesh axis", axis, ("data",)))
+            if axis not in AXES:
+                raise ValueError(unknown("mesh axis", axis, AXES))
             if size < 1:
                 raise ValueError(f"mesh axis {axis!r} must be at least 1, got {size}")
 
@@ -325,8 +381,13 @@ class TrainConfig:
 
     @property
     def devices(self) -> int:
-        """Devices along the batch axis."""
-        return self.mesh.get("data", 1)
+        """Devices of the mesh."""
+        return math.prod(self.mesh.values())
+
+    @property
+    def rows(self) -> int:
+        """Parts into which the mesh splits a batch."""
+        return math.prod(self.mesh.get(axis, 1) for axis in ROWS)
 
     @classmethod
     def of(
@@ -360,10 +421,9 @@ class TrainConfig:
             name: _section(RoleConfig, name, section, base)
             for name, section in sections.items()
         }
-        if "checkpoint" in values:
-            values["checkpoint"] = _section(
-                CheckpointConfig, "checkpoint", values["checkpoint"], {}
-            )
+        for name, kind in (("checkpoint", CheckpointConfig), ("frozen", FrozenConfig)):
+            if name in values:
+                values[name] = _section(kind, name, values[name], {})
         return cls(**values, roles=built, default=default).checked(roles)
 
     def checked(self, roles: Iterable[str] | None) -> TrainConfig:
@@ -416,6 +476,7 @@ def _section(kind: type, where: str, values: Any, base: Mapping[str, Any]) -> An
     if "schedule" in merged:
         inner = merged["schedule"]
         merged["schedule"] = _section(ScheduleConfig, f"{where}.schedule", inner, {})
-    if "betas" in merged:
-        merged["betas"] = tuple(merged["betas"])
+    for key in ("betas", "rules"):
+        if isinstance(merged.get(key), list):
+            merged[key] = tuple(merged[key])
     return kind(**merged)

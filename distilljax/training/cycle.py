@@ -19,7 +19,7 @@ from distilljax.method import Follow, Method, Phase
 from distilljax.times import value_at
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import Setup, make_setup
-from distilljax.training.state import Params, TrainState
+from distilljax.training.state import Params, TrainState, state_shardings
 from distilljax.training.update import Update, all_params, mean_over
 
 Array = jax.Array
@@ -194,9 +194,10 @@ def _gathered(metrics: Metrics, phase: str, new: Metrics) -> Metrics:
 def _advance(setup, slots, index, writers, state, collected, frozen, batch):
     """One phase with its followers, and the end of the cycle after the last one."""
     phase, start = slots[index]
-    state, new, metrics = phase_update(
-        setup, phase, state, frozen, batch, collected, start=start, writers=writers
-    )
+    with setup.around():
+        state, new, metrics = phase_update(
+            setup, phase, state, frozen, batch, collected, start=start, writers=writers
+        )
     state = follow(setup, state, frozen, phase.name)
     clash = sorted(set(new) & set(collected))
     if clash:
@@ -236,16 +237,17 @@ def build_cycle(setup: Setup, phases: tuple[Phase, ...]) -> Cycle:
       ``(state, frozen, batch) -> (state, metrics)``, with the state donated. For
       ``fuse="cycle"`` it is one jitted function.
     """
-    place = setup.replicated
+    whole, places = setup.replicated, state_shardings(setup)
     if setup.config.fuse == "cycle":
         one = functools.partial(run_cycle, setup, phases)
-        return jax.jit(one, donate_argnums=0, out_shardings=place)
+        out = None if whole is None else (places, whole)
+        return jax.jit(one, donate_argnums=0, out_shardings=out)
     slots, writers = _slots(phases), {}
     programs = [
         jax.jit(
             functools.partial(_advance, setup, slots, index, writers),
             donate_argnums=0,
-            out_shardings=None if place is None else (place, None, place),
+            out_shardings=None if whole is None else (places, None, whole),
         )
         for index in range(len(slots))
     ]

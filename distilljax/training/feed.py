@@ -8,7 +8,8 @@ import jax
 
 from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
-from distilljax.training.roles import Setup, sharding
+from distilljax.training.placement import ROWS, sharding
+from distilljax.training.roles import Setup
 
 
 def stage_of(method: Method, step: int) -> int:
@@ -113,4 +114,4 @@ def place(setup: Setup, batch: Any) -> Any:
     """
     if setup.mesh is None:
         return batch
-    return jax.device_put(batch, sharding(setup.mesh, None, None, "data"))
+    return jax.device_put(batch, sharding(setup.mesh, None, None, ROWS))

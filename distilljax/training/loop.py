@@ -28,7 +28,7 @@ from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.feed import Feed, place, stage_of
 from distilljax.training.profile import Profile
 from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
-from distilljax.training.roles import make_mesh, make_setup
+from distilljax.training.roles import make_setup, run_mesh
 from distilljax.training.state import Params, abstract, create_frozen, create_state
 from distilljax.training.writers import Progress, Writers, open_writers
 
@@ -112,7 +112,7 @@ class _Run:
         first = self.feed.next(0)
         shape = checks.sample_shape(first, sample_shape, data)
         self.setup = make_setup(
-            method, networks, config, shape, make_mesh(config), checks.shapes(first)
+            method, networks, config, shape, run_mesh(config), checks.shapes(first)
         )
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.method import Method, Phase, Role
 from distilljax.training.config import TrainConfig
+from distilljax.training.placement import (
+    ROWS,
+    make_mesh,
+    rows,
+    sharding,
+    tree_shardings,
+)
 
 MENDS = {
     "jvp": "use a network without custom_vjp (attention that jax.jvp can go through)",
@@ -58,40 +67,52 @@ class Setup:
         return max((self.config.role(r).accumulate for r in phase.trains), default=1)
 
     def constrain(self, x: jax.Array) -> jax.Array:
-        """Places an array with batch first on the batch axis of the mesh."""
-        if self.mesh is None or x.ndim == 0 or x.shape[0] % self.config.devices:
+        """Places an array with batch first on the batch axes of the mesh."""
+        if self.mesh is None or x.ndim == 0 or x.shape[0] % rows(self.mesh):
             return x
-        return jax.lax.with_sharding_constraint(x, sharding(self.mesh, "data"))
+        return jax.lax.with_sharding_constraint(x, sharding(self.mesh, ROWS))
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Sets the mesh while a program is traced; networks split their batch by it."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     @property
     def replicated(self) -> NamedSharding | None:
-        """Sharding of the state; None without a mesh."""
+        """Sharding of what every device holds; None without a mesh."""
         return None if self.mesh is None else sharding(self.mesh)
 
+    def shardings(self, role: str, tree: Any) -> Any:
+        """Shardings of a role's parameters or of a mirror of them; None without a mesh.
 
-def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
-    """Sharding of the leading axes over mesh axes; replicated without."""
-    return NamedSharding(mesh, PartitionSpec(*axes))
+        Raises:
+          ValueError: see `placement.placed`.
+        """
+        leader = role
+        while (rule := self.method.roles[leader].follow) is not None:
+            if leader in self.method.trained:
+                break
+            leader = rule.of
+        trained = leader in self.method.trained
+        section = self.config.role(leader) if trained else self.config.frozen
+        return tree_shardings(self.mesh, tree, section.placement)
+
+    def placed(self, role: str, tree: Any) -> Any:
+        """A role's gradients where its parameters live, so that they are summed there.
+
+        Without it every device would hold the whole sum first.
+        """
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.shardings(role, tree))
 
 
-def make_mesh(config: TrainConfig) -> Mesh | None:
-    """Mesh of a config; None on one device.
-
-    Raises:
-      ValueError: if there are fewer devices than asked for.
-    """
-    if config.devices == 1:
+def run_mesh(config: TrainConfig) -> Mesh | None:
+    """Mesh of a config; None for one device in one process."""
+    if config.devices == 1 and jax.process_count() == 1:
         return None
-    if config.devices > jax.device_count():
-        raise ValueError(
-            f"mesh asks for {config.devices} devices on axis 'data' and there are "
-            f"{jax.device_count()}; lower it, or on a CPU set "
-            "XLA_FLAGS=--xla_force_host_platform_device_count"
-        )
-    devices = jax.devices()[: config.devices]
-    return jax.make_mesh(
-        (config.devices,), ("data",), axis_types=(AxisType.Auto,), devices=devices
-    )
+    return make_mesh(config.mesh)
 
 
 def network_of(

@@ -182,16 +182,20 @@ def check_given(setup: Setup, given: Mapping[str, Params]) -> None:
 
 
 def _initial(setup: Setup, key: Array, given: Mapping[str, Params]) -> TrainState:
-    method, config = setup.method, setup.config
     start = _Start(setup, fold_name(key, "init"), given)
-    params = {name: start(name) for name in moving(setup)}
+    return _around(setup, key, {name: start(name) for name in moving(setup)})
+
+
+def _around(setup: Setup, key: Array, params: Mapping[str, Params]) -> TrainState:
+    """The first state around the first parameters."""
+    method, config = setup.method, setup.config
     copy = lambda tree: jax.tree.map(jnp.copy, tree)  # noqa: E731
     memory = {}
     if method.memory is not None:
         memory = dict(method.memory(config.batch_size, setup.sample_shape))
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
-        params=copy(params),
+        params=copy(dict(params)),
         opt={r: setup.optimizers[r].init(params[r]) for r in method.trained},
         ema={
             r: copy(params[r]) for r in method.trained if config.role(r).ema is not None
@@ -203,11 +207,47 @@ def _initial(setup: Setup, key: Array, given: Mapping[str, Params]) -> TrainStat
     )
 
 
+def state_shapes(setup: Setup) -> TrainState:
+    """Shapes and dtypes of the state; no start changes those of a network's own."""
+    shapes = parameter_shapes(setup)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(
+        lambda k, p: _around(setup, k, p), key, {n: shapes[n] for n in moving(setup)}
+    )
+
+
+def state_shardings(setup: Setup) -> TrainState | None:
+    """Shardings of the state; None without a mesh.
+
+    Raises:
+      ValueError: if a rule of the config does not fit a parameter.
+    """
+    if setup.mesh is None:
+        return None
+    shapes = state_shapes(setup)
+
+    def by_role(trees: Mapping[str, Any]) -> dict[str, Any]:
+        return {role: setup.shardings(role, tree) for role, tree in trees.items()}
+
+    whole = jax.tree.map(lambda _: setup.replicated, shapes)
+    return whole._replace(
+        params=by_role(shapes.params), opt=by_role(shapes.opt), ema=by_role(shapes.ema)
+    )
+
+
 def _placed(setup: Setup, params: Mapping[str, Params] | None) -> dict[str, Params]:
     """Parameters given, checked and on the devices; arrays already there are kept."""
     given = dict(params or {})
     check_given(setup, given)
-    return jax.device_put(given, setup.replicated)
+    if setup.mesh is None:
+        return jax.device_put(given)
+    roles = setup.method.roles
+    return {
+        name: jax.device_put(
+            tree, setup.shardings(name if name in roles else "student", tree)
+        )
+        for name, tree in given.items()
+    }
 
 
 def create_state(
@@ -224,7 +264,8 @@ def create_state(
     """
     given = _placed(setup, params)
     build = jax.jit(
-        lambda key, given: _initial(setup, key, given), out_shardings=setup.replicated
+        lambda key, given: _initial(setup, key, given),
+        out_shardings=state_shardings(setup),
     )
     return build(jax.random.key(setup.config.seed), given)
 
@@ -232,31 +273,50 @@ def create_state(
 def create_frozen(
     setup: Setup, params: Mapping[str, Params] | None = None
 ) -> dict[str, Params]:
-    """Parameters of the frozen roles; arrays given are used as they are."""
+    """Parameters of the frozen roles, in the dtype that the config holds them in.
+
+    Arrays given are used as they are where that is theirs.
+    """
     given = _placed(setup, params)
     own = [name for name in frozen_roles(setup) if name not in given]
 
     def build(key, given):
         start = _Start(setup, fold_name(key, "init"), given)
-        return {name: start(name) for name in own}
+        return {name: held(setup, start(name)) for name in own}
 
     frozen = {}
     if own:
-        place = jax.jit(build, out_shardings=setup.replicated)
+        shapes = parameter_shapes(setup)
+        places = {name: setup.shardings(name, shapes[name]) for name in own}
+        place = jax.jit(build, out_shardings=None if setup.mesh is None else places)
         frozen = place(jax.random.key(setup.config.seed), given)
-    return frozen | {n: given[n] for n in frozen_roles(setup) if n in given}
+    rest = [name for name in frozen_roles(setup) if name in given]
+    return frozen | {name: held(setup, given[name]) for name in rest}
+
+
+def held(setup: Setup, params: Params) -> Params:
+    """Parameters of a frozen role in the dtype of the config; float32 changes none."""
+    dtype = jnp.dtype(setup.config.frozen.dtype)
+
+    def one(leaf):
+        narrow = dtype != jnp.float32 and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jnp.asarray(leaf, dtype) if narrow else leaf
+
+    return jax.tree.map(one, params)
 
 
 def abstract(setup: Setup, params: Mapping[str, Params] | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state, without building it."""
-    given = dict(params or {})
-    check_given(setup, given)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(lambda k, g: _initial(setup, k, g), key, given)
-    place = setup.replicated
-    if place is None:
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    check_given(setup, dict(params or {}))
+    places = state_shardings(setup)
+    shapes = state_shapes(setup)
+    if places is None:
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        places = jax.tree.map(lambda _: one, shapes)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
         shapes,
+        places,
     )

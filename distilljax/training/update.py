@@ -198,7 +198,10 @@ class Update:
             )
             return (jax.tree.map(jnp.add, sums, grads), memory), metrics
 
-        zeros = jax.tree.map(_zeros, params)
+        zeros = {
+            role: self.setup.placed(role, jax.tree.map(_zeros, tree))
+            for role, tree in params.items()
+        }
         if self.phase.merge is not None:
             zeros = {term.name: zeros for term in self.phase.terms}
         indices = jnp.arange(self.micro)
@@ -228,6 +231,7 @@ class Update:
 
     def applied(self, role, grads, params, opt, counters):
         """One optimizer step; nothing changes if the gradient is not finite."""
+        grads = self.setup.placed(role, grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm)
         clip = self.setup.config.role(role).clip

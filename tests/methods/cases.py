@@ -29,7 +29,7 @@ from distilljax.times import (
     central,
 )
 from distilljax.training.config import TrainConfig
-from distilljax.training.roles import make_mesh, make_setup
+from distilljax.training.roles import make_setup, run_mesh
 from distilljax.training.state import create_frozen, create_state
 from tests import toy
 
@@ -194,7 +194,7 @@ def setup(
         {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},
         roles=built.roles,
     )
-    joined = make_setup(built, nets, config, SHAPE, make_mesh(config))
+    joined = make_setup(built, nets, config, SHAPE, run_mesh(config))
     given = params(nets, built)
     state, frozen = create_state(joined, given), create_frozen(joined, given)
     return joined, state, frozen

@@ -11,7 +11,7 @@ from distilljax.methods import build
 from distilljax.networks.lora import LoRA, lora, with_lora
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
-from distilljax.training.roles import make_mesh, make_setup
+from distilljax.training.roles import make_setup, run_mesh
 from distilljax.training.state import create_frozen, create_state
 from distilljax.training.update import all_params
 from tests.methods import cases
@@ -29,7 +29,7 @@ def started(method, nets, **train):
         {"cycles": 10, "batch_size": 16, "default": {"lr": 1e-2}, **train},
         roles=method.roles,
     )
-    setup = make_setup(method, nets, config, cases.SHAPE, make_mesh(config))
+    setup = make_setup(method, nets, config, cases.SHAPE, run_mesh(config))
     given = {"teacher": filled(nets["backbone"])}
     return setup, create_state(setup, given), create_frozen(setup, given)
 

@@ -12,8 +12,8 @@ from distilljax.training import (
     build_cycle,
     create_frozen,
     create_state,
-    make_mesh,
     make_setup,
+    run_mesh,
     train,
 )
 from distilljax.training.config import TrainConfig
@@ -34,7 +34,7 @@ def program(method, devices, **roles):
     config = TrainConfig.of(
         {"batch_size": SIZE, "cycles": 9, "mesh": {"data": devices}, **roles}
     )
-    setup = make_setup(method, NETWORKS, config, (2,), make_mesh(config))
+    setup = make_setup(method, NETWORKS, config, (2,), run_mesh(config))
     given = {"teacher": TEACHER} if "teacher" in method.roles else {}
     state, frozen = create_state(setup, given), create_frozen(setup, given)
     stacked = setup.stacked

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from distilljax.training.config import TrainConfig
-from distilljax.training.roles import make_mesh
+from distilljax.training.roles import run_mesh
 
 
 @pytest.fixture(scope="module")
@@ -41,4 +41,4 @@ def test_a_run_on_eight_devices_resumes_exactly(results):
 
 def test_more_devices_than_there_are():
     with pytest.raises(ValueError, match="4096 devices.*there are"):
-        make_mesh(TrainConfig(mesh={"data": 4096}))
+        run_mesh(TrainConfig(mesh={"data": 4096}))
