@@ -267,6 +267,17 @@ def energy_distance(
     return Estimate(max(float(value), 0.0), _influence_error(sums))
 
 
+def mean_distance(features: ArrayLike, *, mesh: Mesh | None = None) -> float:
+    """Mean Euclidean distance between two different rows of ``[N, D]``, ``N >= 2``.
+
+    Raises:
+      ValueError: wrong rank, fewer than two rows, NaN.
+    """
+    x = check_features("features", features)
+    sums = over_rows(_euclidean, x, x, np.float64(rounding(x, x)), mesh=mesh)
+    return float(sums.sum() / (len(x) * (len(x) - 1)))
+
+
 def kid(
     samples: ArrayLike,
     reference: ArrayLike,
