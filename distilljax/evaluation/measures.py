@@ -102,7 +102,7 @@ def _frechet(m: Measured, settings: Mapping[str, Any]) -> Found:
 
 
 def _kid(m: Measured, settings: Mapping[str, Any]) -> Found:
-    found = statistics.kid(m.x, m.y, **settings)
+    found = statistics.kid(m.x, m.y, mesh=m.mesh, **settings)
     return found.value, found.error
 
 

@@ -8,10 +8,8 @@ samples there are.
 
 from distilljax.evaluation.statistics.discrepancies import (
     Estimate,
-    KernelDistance,
     cmmd,
     energy_distance,
-    kid,
     mean_distance,
     median_bandwidth,
     mmd,
@@ -37,6 +35,7 @@ from distilljax.evaluation.statistics.scores import (
     sliced_wasserstein,
     vendi_score,
 )
+from distilljax.evaluation.statistics.subsets import KernelDistance, kid
 
 __all__ = [
     "DensityCoverage",

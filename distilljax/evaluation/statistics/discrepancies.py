@@ -1,8 +1,7 @@
-"""Differences of mean kernels or distances over pairs: MMD, KID, CMMD, energy."""
+"""Differences of mean kernels or distances over all pairs: MMD, CMMD, energy."""
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,11 @@ from jax.sharding import Mesh
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation.inputs import check_features
-from distilljax.evaluation.statistics.pairs import check_pair, over_rows, rounding
+from distilljax.evaluation.statistics.pairs import (
+    check_pair,
+    over_rows,
+    rounding,
+)
 
 Array = NDArray[np.float64]
 
@@ -24,21 +27,6 @@ class Estimate(NamedTuple):
 
     value: float
     error: float
-
-
-class KernelDistance(NamedTuple):
-    """What `kid` found.
-
-    Attributes:
-      value: mean over subsets.
-      error: standard error of that mean, ``std / sqrt(subsets)``. Subsets overlap, so
-        it is the error of drawing subsets, not of drawing samples.
-      std: standard deviation of one subset (ddof 0), which torch-fidelity prints.
-    """
-
-    value: float
-    error: float
-    std: float
 
 
 def _gaussian(squared: jax.Array, index: jax.Array, scale: jax.Array) -> jax.Array:
@@ -276,73 +264,3 @@ def mean_distance(features: ArrayLike, *, mesh: Mesh | None = None) -> float:
     x = check_features("features", features)
     sums = over_rows(_euclidean, x, x, np.float64(rounding(x, x)), mesh=mesh)
     return float(sums.sum() / (len(x) * (len(x) - 1)))
-
-
-def kid(
-    samples: ArrayLike,
-    reference: ArrayLike,
-    *,
-    subsets: int = 100,
-    subset_size: int = 1000,
-    degree: int = 3,
-    seed: int = 2020,
-) -> KernelDistance:
-    """Kernel Inception distance: mean unbiased squared MMD of subsets.
-
-        mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j)
-            - 2 mean_{i, j} k(x_i, y_j),    k(x, y) = (x.y / D + 1)^degree
-
-    Args:
-      samples: features x ``[N, D]``, ``N >= subset_size``.
-      reference: features y ``[M, D]``, ``M >= subset_size``.
-      subsets: number of subsets.
-      subset_size: rows of each, drawn without replacement.
-      degree: of the kernel, 3 in the paper.
-      seed: of the subsets; the draws are those of torch-fidelity for the same seed.
-
-    Returns:
-      Mean, its standard error, and the standard deviation of a subset. The mean is
-      unbiased at any subset size. Cost ``subsets * subset_size^2 D``.
-
-    Raises:
-      ValueError: wrong rank, unequal widths, NaN, fewer rows than `subset_size`.
-
-    References:
-      M. Binkowski et al., "Demystifying MMD GANs", ICLR 2018, arXiv:1801.01401,
-      section 4.
-    """
-    x, y = check_pair("samples", samples, "reference", reference)
-    most = min(len(x), len(y))
-    if degree < 1:
-        raise ValueError(f"degree must be at least 1, got {degree}; the paper uses 3.")
-    if subsets < 1 or not 2 <= subset_size <= most:
-        raise ValueError(
-            f"subsets must be at least 1 and subset_size from 2 to {most}, the smaller "
-            f"set's rows, got {subsets} and {subset_size}; pass subset_size={most}."
-        )
-    rng = np.random.RandomState(seed)
-    found = [
-        _polynomial_mmd(
-            x[rng.choice(len(x), subset_size, replace=False)],
-            y[rng.choice(len(y), subset_size, replace=False)],
-            degree,
-        )
-        for _ in range(subsets)
-    ]
-    std = float(np.std(found))
-    return KernelDistance(float(np.mean(found)), std / np.sqrt(subsets), std)
-
-
-def _polynomial_mmd(x: Array, y: Array, degree: int) -> float:
-    n, width = x.shape
-
-    def kernel(a: Array, b: Array) -> Array:
-        base = a @ b.T / width + 1.0
-        # Products: numpy's power is many times as slow.
-        return functools.reduce(np.multiply, [base] * degree)
-
-    def within(a: Array) -> float:
-        k = kernel(a, a)
-        return (k.sum() - np.trace(k)) / (n * (n - 1))
-
-    return float(within(x) + within(y) - 2.0 * kernel(x, y).mean())

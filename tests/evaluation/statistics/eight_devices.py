@@ -23,6 +23,10 @@ if __name__ == "__main__":
         measure = getattr(statistics, name)
         one, eight = measure(x, y), measure(x, y, mesh=mesh)
         far[name] = float(np.abs(np.subtract(one, eight)).max())
+    one, eight = (
+        statistics.kid(x, y, subsets=10, subset_size=50, mesh=m) for m in (None, mesh)
+    )
+    far["kid"] = float(np.abs(np.subtract(one, eight)).max())
     one, eight = statistics.Moments.of(x), statistics.Moments.of(x, mesh=mesh)
     far["moments"] = float(np.abs(one.scatter - eight.scatter).max())
 
