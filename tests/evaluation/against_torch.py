@@ -1,8 +1,8 @@
 """Statistics and Inception features beside torch-fidelity's, printed for a reader.
 
 ``python -m tests.evaluation.against_torch`` in an environment that also has torch,
-torch-fidelity and prdc, which the tests do not need. Weights are random: nothing is
-downloaded. docs/evaluation.md shows what it prints.
+torch-fidelity, prdc and vendi-score, which the tests do not need. Weights are random:
+nothing is downloaded. docs/evaluation.md shows what it prints.
 """
 
 import pathlib
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from vendi_score import vendi
 
 from distilljax import evaluation
 from distilljax.evaluation.features import inception, torch_fidelity
@@ -58,6 +59,8 @@ def statistics():
     ours = evaluation.density_coverage(reference=y, samples=x)
     show("density (prdc)", found["density"], ours.density)
     show("coverage (prdc)", found["coverage"], ours.coverage)
+    ours = evaluation.vendi_score(x)
+    show("Vendi (vendi-score)", vendi.score_dual(x.astype(np.float64)), ours)
 
 
 def random_weights(folder):

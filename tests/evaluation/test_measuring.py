@@ -101,7 +101,7 @@ def test_points_have_no_range_and_no_rounding(place):
     found = measuring.evaluate(points, points, features.pixels(), "energy_distance,kid")
     assert found["energy_distance"].value == pytest.approx(0, abs=1e-12)
     assert found["kid"].protocol.settings[-2:] == (
-        ("subset_size", 50),
+        ("subset_size", 25),
         ("subsets", 100),
     )
     assert found["kid"].protocol.rounding == "none"

@@ -47,7 +47,8 @@ def kid(
       samples: features x ``[N, D]``, ``N >= subset_size``.
       reference: features y ``[M, D]``, ``M >= subset_size``.
       subsets: number of subsets.
-      subset_size: rows of each, drawn without replacement.
+      subset_size: rows of each, drawn without replacement; at most half of the
+        smaller set, if the error shall mean something.
       degree: of the kernel, 3 in the paper.
       seed: of the subsets; the draws are those of torch-fidelity for the same seed.
       mesh: devices that share the subsets; see `row_mesh`.

@@ -119,31 +119,6 @@ def test_energy_error_is_that_of_other_draws():
     assert np.mean([v.error for v in found]) == pytest.approx(spread, rel=0.25)
 
 
-def test_kid_of_whole_sets_matches_scikit_learn():
-    from sklearn.metrics.pairwise import polynomial_kernel
-
-    x, y = features(0, 40, 6), features(1, 40, 6, 0.3)
-    off = 1 - np.eye(40)
-    xx, yy, xy = (
-        polynomial_kernel(a, b, degree=3, gamma=1 / 6, coef0=1)
-        for a, b in ((x, x), (y, y), (x, y))
-    )
-    expected = (xx * off).sum() / 1560 + (yy * off).sum() / 1560 - 2 * xy.mean()
-    found = statistics.kid(x, y, subsets=3, subset_size=40)
-    assert found.value == pytest.approx(expected, rel=1e-10)
-    assert found.std == pytest.approx(0, abs=1e-12)
-
-
-def test_kid_of_subsets_is_unbiased_and_says_its_spread():
-    x, y = features(0, 400, 6), features(1, 300, 6, 0.3)
-    whole = statistics.kid(x[:300], y, subsets=1, subset_size=300).value
-    found = statistics.kid(x, y, subsets=200, subset_size=50)
-    assert found.error == pytest.approx(found.std / np.sqrt(200))
-    assert abs(found.value - whole) < 5 * found.error
-    assert found == statistics.kid(x, y, subsets=200, subset_size=50)
-    assert found != statistics.kid(x, y, subsets=200, subset_size=50, seed=1)
-
-
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
@@ -152,7 +127,6 @@ def test_kid_of_subsets_is_unbiased_and_says_its_spread():
         (lambda x: statistics.mmd(x[:0], x), r"samples .*got shape \(0, 5\)"),
         (lambda x: statistics.cmmd(x, 0 * x), r"reference .*norm 0, got 60"),
         (lambda x: statistics.cmmd(x, x, bandwidth=-1), r"bandwidth .*positive"),
-        (lambda x: statistics.kid(x, x[:50]), r"subset_size from 2 to 50.*=50"),
         (lambda x: statistics.energy_distance(x, x[:, :2]), r"equally many columns"),
     ],
 )

@@ -140,6 +140,19 @@ def test_frechet_error_is_that_of_other_draws():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=0.3)
 
 
+@pytest.mark.parametrize("columns", [4, 30])
+def test_frechet_error_is_the_jackknife_of_the_distance(columns):
+    """Also with fewer rows in a group than features."""
+    x, reference = features(0, 24, columns), features(1, 50, columns, 0.3)
+    found = [
+        statistics.frechet_distance(x[np.arange(24) % 6 != i], reference)
+        for i in range(6)
+    ]
+    expected = np.sqrt(5 / 6 * np.sum((found - np.mean(found)) ** 2))
+    error = statistics.frechet_error(x, statistics.Moments.of(reference), groups=6)
+    assert error == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
@@ -158,6 +171,10 @@ def test_frechet_error_is_that_of_other_draws():
         (
             lambda x: statistics.frechet_error(x[:5], statistics.Moments.of(x)),
             r"groups .*got 10 and 5",
+        ),
+        (
+            lambda x: statistics.frechet_error(x[:, :2], statistics.Moments.of(x)),
+            r"columns, got 2 and 5",
         ),
     ],
 )
