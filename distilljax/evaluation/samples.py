@@ -27,6 +27,15 @@ _CHUNK = 1024
 
 # Range as the files have it -> what maps it to [-1, 1].
 RANGES = {"[-1, 1]": (1.0, 0.0), "[0, 1]": (2.0, -1.0), "[0, 255]": (1 / 127.5, -1.0)}
+# What a file of statistics says of itself.
+RECORD = (
+    "count",
+    "features",
+    "features_fingerprint",
+    "fingerprint",
+    "rounding",
+    "source",
+)
 # Samples may overshoot their range by this much of [-1, 1] before it is doubted.
 _OVERSHOOT = 0.5
 
@@ -122,7 +131,8 @@ def detect_range(rows: NDArray) -> str:
         raise ValueError(f"samples must be finite, got {bad} NaN or infinite values")
     if rows.ndim == 2:
         return "none"
-    if low < 0 and max(-low, high) <= 1 + _OVERSHOOT:
+    # A little below 0 may be [0, 1] that overshoots.
+    if low <= -0.5 and max(-low, high) <= 1 + _OVERSHOOT:
         return "[-1, 1]"
     if low <= 0.1 and low >= 0 and 0.9 <= high <= 1:
         return "[0, 1]"
@@ -285,11 +295,18 @@ def read_reference(
             f"{path}: statistics must be a mean [D] and a covariance [D, D], got "
             f"{mean.shape} and {cov.shape}"
         )
+    # A covariance without its count is kept as that of 2 rows.
     count = int(found["count"]) if "count" in found else 2
     moments = Moments(
         count, mean.astype(np.float64), cov.astype(np.float64) * (count - 1)
     )
     protocol = json.loads(str(found["protocol"])) if "protocol" in found else {}
+    missing = [name for name in RECORD if name not in protocol]
+    if protocol and missing:
+        raise ValueError(
+            f"{path}: the protocol of the statistics must say {', '.join(RECORD)}; "
+            f"missing: {', '.join(missing)}; write the file with --save-statistics"
+        )
     return Statistics(moments, protocol, str(path))
 
 
@@ -301,8 +318,7 @@ def save_statistics(
     Args:
       path: file, ending in ``.npz``.
       moments: of the reference's features.
-      protocol: plain values that say what they are of; `evaluate` writes extractor,
-        rounding, range, source and fingerprint.
+      protocol: plain values that say what they are of, with every key of `RECORD`.
     """
     buffer = io.BytesIO()
     np.savez_compressed(

@@ -10,7 +10,7 @@ from distilljax.evaluation import (
     read_samples,
     save_statistics,
 )
-from distilljax.evaluation.samples import describe, detect_range, parse_range
+from distilljax.evaluation.samples import RECORD, describe, detect_range, parse_range
 
 RNG = np.random.default_rng(0)
 BYTES = RNG.integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
@@ -71,6 +71,7 @@ def test_overshooting_samples_are_clipped_and_it_is_said():
         np.full((5, 4, 4, 1), 0.5),  # grey in [0, 1], or in [-1, 1]
         RNG.uniform(0, 0.6, (5, 4, 4, 1)),
         RNG.uniform(0, 1.5, (5, 4, 4, 1)),
+        RNG.uniform(-0.1, 1.1, (5, 4, 4, 1)),  # [0, 1] that overshoots
         RNG.uniform(0, 200, (5, 4, 4, 1)),  # no whole numbers
         RNG.normal(0, 2, (5, 4, 4, 1)),
     ],
@@ -104,8 +105,12 @@ def test_memory_mapped_arrays_are_read_in_parts(tmp_path):
 def test_statistics_come_back(tmp_path):
     moments = Moments.of(RNG.normal(size=(30, 5)))
     save_statistics(tmp_path / "s.npz", moments, {"features": "pixels"})
+    with pytest.raises(ValueError, match="missing: count, features_fingerprint"):
+        read_reference(tmp_path / "s.npz")
+    protocol = dict.fromkeys(RECORD, "x") | {"features": "pixels"}
+    save_statistics(tmp_path / "s.npz", moments, protocol)
     found = read_reference(tmp_path / "s.npz")
-    assert found.protocol == {"features": "pixels"}
+    assert found.protocol == protocol
     assert found.moments.count == 30
     np.testing.assert_allclose(found.moments.covariance, moments.covariance)
     assert "statistics of 5 features by pixels" in describe(found)

@@ -58,14 +58,15 @@ def test_the_training_makes_such_weights():
     assert accuracy > 0.8
 
 
-def test_features_stream_into_moments(digits):
+def test_features_stream_into_moments(digits, capsys):
     x = digits[0]
     stored = np.rint((x + 1) * 127.5).astype(np.uint8)
     batches = features.pixels().batches(
-        stored, batch_size=500, prepare=lambda v: v / 127.5 - 1
+        stored, batch_size=500, prepare=lambda v: v / 127.5 - 1, progress=True
     )
     found = moments_of(part.features for part in batches)
     assert found.count == len(x)
+    assert "pixels: 100%" in capsys.readouterr().err
     expected = (stored / 127.5 - 1).reshape(-1, 64).mean(0)
     np.testing.assert_allclose(found.mean, expected, atol=1e-7)
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AxisType
 
 from distilljax.evaluation import statistics
+from distilljax.evaluation.features import random_convolutions
 from distilljax.evaluation.statistics import pairs
 from distilljax.evaluation.statistics.neighbours import _Nearest
 
@@ -30,10 +31,16 @@ if __name__ == "__main__":
     one, eight = statistics.Moments.of(x), statistics.Moments.of(x, mesh=mesh)
     far["moments"] = float(np.abs(one.scatter - eight.scatter).max())
 
+    images = rng.uniform(-1, 1, (13, 6, 6, 1)).astype(np.float32)
+    extractor = random_convolutions()
+    one, eight = extractor(images), extractor(images, mesh=mesh, batch_size=10)
+    features = float(np.abs(one - eight).max())
+
     def flops(mesh):
         with jax.enable_x64(True):
             given = pairs.prepare(_Nearest(1), x[:192], y, None, mesh)
             compiled = pairs.program.lower(*given).compile()
         return compiled.cost_analysis()["flops"]
 
-    json.dump({"far": far, "flops": flops(mesh) / flops(None)}, sys.stdout)
+    found = {"far": far, "features": features, "flops": flops(mesh) / flops(None)}
+    json.dump(found, sys.stdout)

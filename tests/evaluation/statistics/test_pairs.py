@@ -28,6 +28,7 @@ def test_eight_devices_share_the_rows_and_agree():
     assert len(found["far"]) == 9
     for name, far in found["far"].items():
         assert far < 1e-11, name
+    assert found["features"] < 1e-5
     assert found["flops"] < 0.2
 
 
