@@ -94,7 +94,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--metrics", help="names joined by commas, or all; default the usual ones"
     )
     judge.add_argument("--rounding", default="uint8", help="uint8 (default) or none")
-    judge.add_argument("--range", help="-1,1 or 0,1 or 0,255 or none; default detected")
+    for name in ("--range", "--reference-range"):
+        judge.add_argument(name, help="-1,1 or 0,1 or 0,255 or none; default detected")
     judge.add_argument("--seed", type=int, help="noise seed of the samples, recorded")
     judge.add_argument("--out", help="report, .json")
     judge.add_argument("--save-statistics", help="statistics of the reference, .npz")
@@ -265,13 +266,14 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         print(line, file=sys.stderr, flush=True)
 
     others = measuring.read_report(options.against) if options.against else {}
-    reading = {
-        "rounding": options.rounding,
-        "value_range": samples.parse_range(options.range),
-    }
+    ranges = [samples.parse_range(r) for r in (options.range, options.reference_range)]
     extractor = features.extractor(options.features)
-    given = samples.read_samples(options.samples, **reading)
-    reference = samples.read_reference(options.reference, **reading)
+    given = samples.read_samples(
+        options.samples, rounding=options.rounding, value_range=ranges[0]
+    )
+    reference = samples.read_reference(
+        options.reference, rounding=options.rounding, value_range=ranges[1]
+    )
     for part in (given, reference):
         say(samples.describe(part))
     found = measuring.evaluate(
@@ -285,7 +287,9 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         say=say,
     )
     if options.out:
-        report = measuring.to_report(found, notes)
+        report = measuring.to_report(
+            found, notes=notes, samples=given.source, digest=given.fingerprint
+        )
         files.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))
     for name in sorted({*found} & {*others}, key=list(found).index):

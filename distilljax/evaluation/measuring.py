@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax.sharding import Mesh
@@ -17,6 +17,7 @@ from distilljax.evaluation.features.extractor import (
     FeatureExtractor,
     fingerprint,
 )
+from distilljax.evaluation.machine import versions
 from distilljax.evaluation.measures import MEASURES, Measured, choose
 from distilljax.evaluation.protocol import Measurement, Protocol
 from distilljax.evaluation.samples import Samples, Statistics, save_statistics
@@ -59,14 +60,18 @@ def evaluate(
         metrics that need what is not there.
     """
     known = isinstance(reference, Samples)
+    has = {"reference"} if known else set()
+    has |= {"labels"} if samples.labels is not None else set()
+    # What can be refused is refused before the features are computed.
+    choose(metrics, frozenset(has | {"logits"}))
     if known:
         _check_alike(samples, reference)
+    else:
+        _check_recorded(reference, samples, extractor)
     options = {"mesh": mesh, "progress": progress}
     say(f"features {extractor.name} of {len(samples)} samples")
     own = extractor.extract(samples.rows, prepare=samples.prepare, **options)
-    has = {"reference"} if known else set()
     has |= {"logits"} if own.logits is not None else set()
-    has |= {"labels"} if samples.labels is not None else set()
     names = choose(metrics, frozenset(has))
     if known:
         say(f"features {extractor.name} of {len(reference)} reference images")
@@ -74,7 +79,7 @@ def evaluate(
         moments, record = Moments.of(real, mesh=mesh), _record(reference, extractor)
     else:
         real, moments = None, reference.moments
-        record = _recorded(reference, samples, extractor, own, say)
+        record = _recorded(reference, extractor.name, own, say)
     if statistics_out is not None:
         save_statistics(statistics_out, moments, record)
         say(f"statistics of the reference in {statistics_out}")
@@ -140,40 +145,41 @@ def _record(reference: Samples, extractor: FeatureExtractor) -> dict[str, Any]:
     }
 
 
-def _recorded(
-    reference: Statistics,
-    samples: Samples,
-    extractor: FeatureExtractor,
-    own: Extracted,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """The record of given statistics, checked against the samples' protocol."""
-    width, expected = own.features.shape[1], len(reference.moments.mean)
-    if width != expected:
-        raise ValueError(
-            f"{reference.source} has statistics of {expected} features, "
-            f"{extractor.name} makes {width}; use the extractor they were made with"
-        )
-    if not reference.protocol:
-        say(
-            f"warning: {reference.source} does not say its extractor, rounding and "
-            "count; they are taken to fit, and stay unknown in the protocol"
-        )
-        mean, covariance = reference.moments.mean, reference.moments.covariance
-        digest = fingerprint("statistics", {"m": mean, "c": covariance})
-        return {"count": None, "source": reference.source, "fingerprint": digest}
+def _check_recorded(
+    reference: Statistics, samples: Samples, extractor: FeatureExtractor
+) -> None:
     asked = {
         "features_fingerprint": extractor.fingerprint,
         "rounding": samples.rounding,
     }
     for name, value in asked.items():
-        if reference.protocol[name] != value:
+        if reference.protocol.get(name, value) != value:
             raise ValueError(
                 f"{reference.source} was made with {name} {reference.protocol[name]} "
                 f"({reference.protocol['features']}), the samples have {value} "
                 f"({extractor.name}); measure both in one way"
             )
-    return reference.protocol
+
+
+def _recorded(
+    reference: Statistics, name: str, own: Extracted, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The record of given statistics, which must have the samples' width."""
+    width, expected = own.features.shape[1], len(reference.moments.mean)
+    if width != expected:
+        raise ValueError(
+            f"{reference.source} has statistics of {expected} features, {name} makes "
+            f"{width}; use the extractor they were made with"
+        )
+    if reference.protocol:
+        return reference.protocol
+    say(
+        f"warning: {reference.source} does not say its extractor, rounding and count; "
+        "they are taken to fit, and stay unknown in the protocol"
+    )
+    mean, covariance = reference.moments.mean, reference.moments.covariance
+    digest = fingerprint("statistics", {"mean": mean, "covariance": covariance})
+    return {"count": None, "source": reference.source, "fingerprint": digest}
 
 
 def table(measurements: Mapping[str, Measurement]) -> list[str]:
@@ -187,14 +193,10 @@ def table(measurements: Mapping[str, Measurement]) -> list[str]:
     return lines
 
 
-def to_report(
-    measurements: Mapping[str, Measurement], notes: Iterable[str] = ()
-) -> dict[str, Any]:
-    """A report that JSON can hold; `read_report` reads its measurements."""
-    return {
-        "measurements": {k: v.to_dict() for k, v in measurements.items()},
-        "notes": list(notes),
-    }
+def to_report(measurements: Mapping[str, Measurement], **facts: Any) -> dict[str, Any]:
+    """A report that JSON can hold: measurements, versions and whatever is added."""
+    found = {name: value.to_dict() for name, value in measurements.items()}
+    return {"measurements": found, "versions": versions(), **facts}
 
 
 def read_report(path: str | os.PathLike) -> dict[str, Measurement]:

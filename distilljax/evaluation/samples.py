@@ -140,8 +140,9 @@ def detect_range(rows: NDArray) -> str:
         return "[0, 255]"
     raise ValueError(
         f"values from {low:.4g} to {high:.4g} ({rows.dtype}) fit no range without "
-        "doubt; say which one it is with --range: -1,1 or 0,1 or 0,255 for images "
-        "(values beyond are clipped), none for data without bounds"
+        "doubt; say which one it is with --range (of a reference: --reference-range): "
+        "-1,1 or 0,1 or 0,255 for images (values beyond are clipped), none for data "
+        "without bounds"
     )
 
 
@@ -238,6 +239,11 @@ def make_samples(
         raise ValueError(
             f"{source}: images must be [N, H, W, C], got {rows.shape}, channels first; "
             "transpose them with x.transpose(0, 2, 3, 1)"
+        )
+    if rows.dtype == np.uint8 and value_range not in (None, "none", "[0, 255]"):
+        raise ValueError(
+            f"{source}: 8-bit integers have the range [0, 255], got {value_range}; "
+            "leave it out"
         )
     try:
         value_range = value_range or detect_range(rows)

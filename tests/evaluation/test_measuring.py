@@ -48,7 +48,10 @@ def test_all_measures_from_the_shell(place, capsys):
         assert measurement.protocol.seed == 3
         assert measurement.protocol.samples == 300
         assert measurement.protocol.statistic == name
-    assert json.loads(out.read_text())["notes"]
+    report = json.loads(out.read_text())
+    assert len(report["notes"]) == 1
+    assert report["samples"] == str(place / "noisy.npz")
+    assert report["versions"]["distilljax"]
 
     extractor = features.digits_classifier()
     x, y = (
@@ -92,6 +95,12 @@ def test_statistics_of_other_programs_stay_unknown(place, capsys):
         evaluation.read_samples(place / "noisy.npz"), x, features.pixels(), "frechet"
     )
     assert found["frechet"].value == pytest.approx(known["frechet"].value, rel=1e-9)
+    with pytest.raises(ValueError, match="of 64 features, random_conv.* makes 448"):
+        measuring.evaluate(
+            evaluation.read_samples(place / "noisy.npz"),
+            evaluation.read_reference(place / "other.npz"),
+            features.random_convolutions(),
+        )
     with pytest.raises(ValueError, match="reference_samples: None and 300"):
         evaluation.ratio(found["frechet"], known["frechet"])
 
@@ -147,13 +156,29 @@ def test_statistics_of_other_features_are_refused(place, capsys):
     options = ["--metrics=frechet", f"--save-statistics={kept}"]
     assert run(place, *options) == 0
     for more, message in (
-        (["--features=random_convolutions"], "statistics of 64 features"),
+        (["--features=random_convolutions"], "was made with features_fingerprint"),
         (["--features=digits"], "was made with features_fingerprint"),
         (["--rounding=none"], "was made with rounding uint8"),
         (["--metrics=recall"], "needs the reference's samples: pass them instead"),
     ):
         assert run(place, *more, reference="pixels.npz") == 2
         assert message in capsys.readouterr().err
+
+
+def test_what_can_be_refused_is_refused_before_the_work(place):
+    def apply(params, x):
+        raise AssertionError("features were computed")
+
+    extractor = features.FeatureExtractor("x", "x", apply, traced=False)
+    samples = evaluation.read_samples(place / "points.npz")
+    for reference, metrics, message in (
+        ("points.npz", "recal", "Did you mean 'recall'"),
+        ("points.npz", "accuracy", "needs labels"),
+        ("real.npz", None, "one shape"),
+    ):
+        found = evaluation.read_reference(place / reference)
+        with pytest.raises(ValueError, match=message):
+            measuring.evaluate(samples, found, extractor, metrics)
 
 
 def test_the_usual_measures_are_those_that_can_be_had():

@@ -155,6 +155,8 @@ def test_no_file_and_no_array(tmp_path):
         read_samples(tmp_path / "a.npz")
     with pytest.raises(ValueError, match="unknown rounding 'unit8'.*'uint8'"):
         make_samples(BYTES, rounding="unit8")
+    with pytest.raises(ValueError, match=r"8-bit .* \[0, 255\], got \[0, 1\]"):
+        make_samples(BYTES, value_range="[0, 1]")
     with pytest.raises(ValueError, match="unknown range '-1;1'.*'-1,1'"):
         parse_range("-1;1")
     assert parse_range("[-1, 1]") == parse_range("-1,1") == "[-1, 1]"
