@@ -174,7 +174,7 @@ def _open(path: pathlib.Path) -> dict[str, NDArray]:
             return {name: found[name] for name in found.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
-            f"{path} is no .npz or .npy of plain arrays ({error}); write samples with "
+            f"{path} is damaged or no .npz or .npy of plain arrays; write samples with "
             "np.savez(path, x=images)"
         ) from error
 
