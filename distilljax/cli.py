@@ -1,4 +1,4 @@
-"""The command line: ``distilljax train | sample | report | methods | quickstart``."""
+"""The command line: ``distilljax train | sample | evaluate | report | ...``."""
 
 from __future__ import annotations
 
@@ -77,6 +77,37 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--batch-size", type=int, default=512)
     sample.add_argument(
         "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
+    )
+
+    judge = commands.add_parser(
+        "evaluate",
+        help="measure sample files of any origin against a reference",
+        description="Measures samples against data or its statistics. Every number "
+        "carries its protocol; numbers of different protocols are not compared.",
+        allow_abbrev=False,
+    )
+    judge.add_argument("--samples", required=True, help=".npz or .npy with x")
+    judge.add_argument(
+        "--reference", required=True, help="the data, or statistics of it, .npz"
+    )
+    judge.add_argument(
+        "--features",
+        default="pixels",
+        help="pixels, digits, random_convolutions[:SEED], inception:PATH or "
+        "torch_fidelity:NAME:PATH",
+    )
+    judge.add_argument(
+        "--metrics", help="names joined by commas, or all; default the usual ones"
+    )
+    judge.add_argument("--rounding", default="uint8", help="uint8 (default) or none")
+    for name in ("--range", "--reference-range"):
+        judge.add_argument(name, help="-1,1 or 0,1 or 0,255 or none; default detected")
+    judge.add_argument("--seed", type=int, help="noise seed of the samples, recorded")
+    judge.add_argument("--out", help="report, .json")
+    judge.add_argument("--save-statistics", help="statistics of the reference, .npz")
+    judge.add_argument("--against", help="another report, to compare with")
+    judge.add_argument(
+        "--force", action="store_true", help="compare different protocols too"
     )
 
     report = commands.add_parser(
@@ -241,6 +272,49 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from distilljax.evaluation import features, files, measuring, protocol, samples
+
+    notes: list[str] = []
+
+    def say(line: str) -> None:
+        if line.startswith("warning"):
+            notes.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    others = measuring.read_report(options.against) if options.against else {}
+    ranges = [samples.parse_range(r) for r in (options.range, options.reference_range)]
+    extractor = features.extractor(options.features)
+    given = samples.read_samples(
+        options.samples, rounding=options.rounding, value_range=ranges[0]
+    )
+    reference = samples.read_reference(
+        options.reference, rounding=options.rounding, value_range=ranges[1]
+    )
+    for part in (given, reference):
+        say(samples.describe(part))
+    found = measuring.evaluate(
+        given,
+        reference,
+        extractor,
+        options.metrics,
+        seed=options.seed,
+        statistics_out=options.save_statistics,
+        progress=sys.stderr.isatty(),
+        say=say,
+    )
+    if options.out:
+        report = measuring.to_report(
+            found, notes=notes, samples=given.source, digest=given.fingerprint
+        )
+        files.write_atomic(options.out, files.dump_json(report))
+    print("\n".join(measuring.table(found)))
+    for name in sorted({*found} & {*others}, key=list(found).index):
+        value, error = protocol.ratio(found[name], others[name], force=options.force)
+        print(f"{name} is {value:.4g} +- {error:.2g} times that of {options.against}")
+    return 0
+
+
 def _report(options: argparse.Namespace, rest: list[str]) -> int:
     from distilljax import quickstart
 
@@ -274,6 +348,7 @@ def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "compile": _compile,
+    "evaluate": _evaluate,
     "methods": _methods,
     "quickstart": _quickstart,
     "report": _report,

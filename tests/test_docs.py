@@ -75,3 +75,10 @@ def test_the_readme_lists_the_catalogue():
     for name, entry in CATALOGUE.items():
         assert f"| `{name}` | {entry.family} |" in text, name
         assert entry.cite.venue in text, name
+
+
+def test_the_evaluation_page_measures(capsys):
+    exec(blocks("docs/evaluation.md", "# Evaluation"), {})
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in shown] == ["frechet", "kid", "recall"]
+    assert all(np.isfinite(float(line[1])) and line[3] == "200" for line in shown)

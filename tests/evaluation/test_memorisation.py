@@ -19,6 +19,7 @@ def test_fresh_samples_of_the_same_law_are_acquitted():
     assert found.share <= found.limit
     assert found.expected == pytest.approx(2 / 1500)
     assert 0.9 < found.spread < 1.1
+    assert found.singled_out < 0.01
     assert str(found).startswith("no sign of copies")
 
 
@@ -36,6 +37,7 @@ def test_a_few_copies_among_fresh_samples_are_found():
     assert found.copies
     assert found.share == pytest.approx(0.02, abs=0.004)
     assert found.spread > 0.9
+    assert found.singled_out == pytest.approx(0.02, abs=0.004)
 
 
 def test_noisy_copies_beyond_the_threshold_are_found_by_their_spread():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilljax.evaluation import energy_distance
 from distilljax.generation import student_sampler
 from distilljax.method import batches
 from distilljax.methods import CATALOGUE
@@ -30,15 +31,6 @@ def data(key, shape):
     angle = 2 * jnp.pi * mode / MODES
     mean = jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
     return mean + 0.15 * jax.random.normal(b, (*shape, 2)), mode % cases.CLASSES
-
-
-def energy_distance(a, b):
-    """``2 E|a - b| - E|a - a'| - E|b - b'|``."""
-
-    def mean(x, y):
-        return np.linalg.norm(x[:, None] - y[None], axis=-1).mean()
-
-    return 2 * mean(a, b) - mean(a, a) - mean(b, b)
 
 
 def train(method, nets, params, cycles, lr, seed=0):
@@ -74,7 +66,7 @@ def distance(method, nets, params, steps):
         real, cond = data(keys[0], (POINTS,))
         eps = jax.random.normal(keys[1], (POINTS, 2))
         fake = np.asarray(run(params, eps, cond, keys[2]))
-        found.append(energy_distance(fake, np.asarray(real)))
+        found.append(energy_distance(fake, real).value)
     return float(np.mean(found))
 
 

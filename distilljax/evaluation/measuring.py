@@ -1,0 +1,217 @@
+"""Measures samples of any origin against a reference, protocol included."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import Mesh
+
+from distilljax.evaluation.features.extractor import (
+    Extracted,
+    FeatureExtractor,
+    fingerprint,
+)
+from distilljax.evaluation.machine import versions
+from distilljax.evaluation.measures import MEASURES, Measured, choose
+from distilljax.evaluation.protocol import Measurement, Protocol
+from distilljax.evaluation.samples import Samples, Statistics, save_statistics
+from distilljax.evaluation.statistics import Moments
+
+# Samples for a feature below which the Frechet distance is called biased.
+_ROWS_PER_FEATURE = 10
+
+
+def evaluate(
+    samples: Samples,
+    reference: Samples | Statistics,
+    extractor: FeatureExtractor,
+    metrics: str | None = None,
+    *,
+    seed: int | None = None,
+    mesh: Mesh | None = None,
+    statistics_out: str | os.PathLike | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Measurement]:
+    """Measures samples against a reference.
+
+    Args:
+      samples: see `read_samples`.
+      reference: see `read_reference`; real data, best at the samples' rounding.
+      extractor: features of both.
+      metrics: names of `MEASURES` joined by commas, ``all``, or None for the usual.
+      seed: noise seed of the samples, for the protocol.
+      mesh: devices that share images and pairs.
+      statistics_out: writes the reference's moments and their protocol to this file.
+      progress: whether to show bars of the feature extraction.
+      say: gets a line before each step, and warnings.
+
+    Returns:
+      A `Measurement` for each metric, in their order.
+
+    Raises:
+      ValueError: samples and reference that do not fit each other, unknown metrics, or
+        metrics that need what is not there.
+    """
+    known = isinstance(reference, Samples)
+    has = {"reference"} if known else set()
+    has |= {"labels"} if samples.labels is not None else set()
+    # What can be refused is refused before the features are computed.
+    choose(metrics, frozenset(has | {"logits"}))
+    if known:
+        _check_alike(samples, reference)
+    else:
+        _check_recorded(reference, samples, extractor)
+    options = {"mesh": mesh, "progress": progress}
+    say(f"features {extractor.name} of {len(samples)} samples")
+    own = extractor.extract(samples.rows, prepare=samples.prepare, **options)
+    has |= {"logits"} if own.logits is not None else set()
+    names = choose(metrics, frozenset(has))
+    if known:
+        say(f"features {extractor.name} of {len(reference)} reference images")
+        real = extractor(reference.rows, prepare=reference.prepare, **options)
+        moments, record = Moments.of(real, mesh=mesh), _record(reference, extractor)
+    else:
+        real, moments = None, reference.moments
+        record = _recorded(reference, extractor.name, own, say)
+    if statistics_out is not None:
+        save_statistics(statistics_out, moments, record)
+        say(f"statistics of the reference in {statistics_out}")
+    measured = Measured(own, moments, samples.labels, real, mesh)
+    count, width = own.features.shape
+    if "frechet" in names and count < _ROWS_PER_FEATURE * width:
+        singular = ", and the covariance is singular" if count <= width else ""
+        say(
+            f"warning: {count} samples for {width} features make the Frechet distance "
+            f"too large{singular}; compare it only with numbers of {count} samples, or "
+            "use kid, which is unbiased"
+        )
+    out = {}
+    for name in names:
+        began = time.monotonic()
+        settings = MEASURES[name].settings(measured)
+        value, error = MEASURES[name].run(measured, settings)
+        say(f"{name}: {time.monotonic() - began:.1f} s")
+        protocol = Protocol(
+            statistic=name,
+            features=extractor.name,
+            features_fingerprint=extractor.fingerprint,
+            samples=count,
+            reference_samples=record["count"],
+            reference=record["source"],
+            reference_fingerprint=record["fingerprint"],
+            rounding=samples.rounding,
+            value_range="none" if samples.value_range == "none" else "[-1, 1]",
+            seed=seed,
+            settings=tuple(settings.items()),
+        )
+        known_error = None if math.isnan(error) else float(error)
+        out[name] = Measurement(float(value), protocol, known_error)
+    if "memorised" in names:
+        say(str(measured.memorisation))
+    return out
+
+
+def _check_alike(samples: Samples, reference: Samples) -> None:
+    if samples.rows.shape[1:] != reference.rows.shape[1:]:
+        raise ValueError(
+            f"samples and reference must have one shape, got {samples.rows.shape[1:]} "
+            f"in {samples.source} and {reference.rows.shape[1:]} in {reference.source}"
+        )
+    a, b = samples.value_range == "none", reference.value_range == "none"
+    if a != b or samples.rounding != reference.rounding:
+        raise ValueError(
+            "samples and reference must have one kind of range and one rounding, got "
+            f"{samples.value_range}, {samples.rounding} and {reference.value_range}, "
+            f"{reference.rounding}; say the range with --range"
+        )
+
+
+def _record(reference: Samples, extractor: FeatureExtractor) -> dict[str, Any]:
+    """What a file of statistics says of itself."""
+    return {
+        "features": extractor.name,
+        "features_fingerprint": extractor.fingerprint,
+        "count": len(reference),
+        "source": reference.source,
+        "fingerprint": reference.fingerprint,
+        "rounding": reference.rounding,
+    }
+
+
+def _check_recorded(
+    reference: Statistics, samples: Samples, extractor: FeatureExtractor
+) -> None:
+    asked = {
+        "features_fingerprint": extractor.fingerprint,
+        "rounding": samples.rounding,
+    }
+    for name, value in asked.items():
+        if reference.protocol.get(name, value) != value:
+            raise ValueError(
+                f"{reference.source} was made with {name} {reference.protocol[name]} "
+                f"({reference.protocol['features']}), the samples have {value} "
+                f"({extractor.name}); measure both in one way"
+            )
+
+
+def _recorded(
+    reference: Statistics, name: str, own: Extracted, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The record of given statistics, which must have the samples' width."""
+    width, expected = own.features.shape[1], len(reference.moments.mean)
+    if width != expected:
+        raise ValueError(
+            f"{reference.source} has statistics of {expected} features, {name} makes "
+            f"{width}; use the extractor they were made with"
+        )
+    if reference.protocol:
+        return reference.protocol
+    say(
+        f"warning: {reference.source} does not say its extractor, rounding and count; "
+        "they are taken to fit, and stay unknown in the protocol"
+    )
+    mean, covariance = reference.moments.mean, reference.moments.covariance
+    digest = fingerprint("statistics", {"mean": mean, "covariance": covariance})
+    return {"count": None, "source": reference.source, "fingerprint": digest}
+
+
+def table(measurements: Mapping[str, Measurement]) -> list[str]:
+    """The numbers as lines of text."""
+    lines = [f"{'metric':<20}{'value':>12}{'std. error':>12}  "]
+    for name, found in measurements.items():
+        error = "" if found.error is None else f"{found.error:.2g}"
+        settings = ", ".join(f"{k}={v}" for k, v in found.protocol.settings)
+        note = MEASURES[name].line + (f" ({settings})" if settings else "")
+        lines.append(f"{name:<20}{found.value:>12.5g}{error:>12}  {note}")
+    return lines
+
+
+def to_report(measurements: Mapping[str, Measurement], **facts: Any) -> dict[str, Any]:
+    """A report that JSON can hold: measurements, versions and whatever is added."""
+    found = {name: value.to_dict() for name, value in measurements.items()}
+    return {"measurements": found, "versions": versions(), **facts}
+
+
+def read_report(path: str | os.PathLike) -> dict[str, Measurement]:
+    """The measurements of a report of `to_report`.
+
+    Raises:
+      ValueError: no such file, or one without measurements.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"no report at {path}")
+    try:
+        found = json.loads(path.read_text())["measurements"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} is no report of distilljax evaluate; write one with --out"
+        ) from None
+    return {name: Measurement.from_dict(value) for name, value in found.items()}
