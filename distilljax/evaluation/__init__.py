@@ -6,7 +6,6 @@ by the functions that need them.
 
 from distilljax.evaluation.classifier import Classifier, PixelClassifier
 from distilljax.evaluation.figure import report_figure
-from distilljax.evaluation.files import write_atomic
 from distilljax.evaluation.machine import hardware, versions
 from distilljax.evaluation.memorisation import Memorisation, memorisation_check
 from distilljax.evaluation.plots import image_grid, save_png
@@ -42,6 +41,5 @@ __all__ = [
     "save_png",
     "summarise",
     "versions",
-    "write_atomic",
     "write_report",
 ]

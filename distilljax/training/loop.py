@@ -8,7 +8,6 @@ a short cycle stays small.
 from __future__ import annotations
 
 import os
-import pathlib
 import signal
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from distilljax._version import __version__
 from distilljax.binding import Network
@@ -75,7 +75,7 @@ def train(
     method = check(method)
     config = TrainConfig.of(config, roles=method.roles)
     run = _Run(method, networks, params, data, config, sample_shape)
-    path = None if folder is None else pathlib.Path(folder)
+    path = None if folder is None else epath.Path(folder)
     try:
         run.open(path, data, card, progress)
         with Signals(path is not None) as signals:
@@ -250,7 +250,7 @@ class _Run:
             hooks.sample(view)
         return evaluated
 
-    def result(self, folder: pathlib.Path | None) -> TrainResult:
+    def result(self, folder: epath.Path | None) -> TrainResult:
         return TrainResult(
             self.step,
             self.state,

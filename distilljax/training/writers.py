@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Mapping
 
 import tqdm
+from etils import epath
+
+from distilljax.storage import Appender
 
 
 class JsonLines:
@@ -20,20 +22,15 @@ class JsonLines:
     run left half written.
     """
 
-    def __init__(self, path: pathlib.Path, step: int = 0):
+    def __init__(self, path: epath.Path, step: int = 0):
         """Opens the file for a run that continues after cycle ``step``."""
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(kept))
-        os.replace(draft, path)
-        self._file = path.open("a")
+        self._file = Appender(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a record; numbers that JSON lacks become null."""
         record = {"step": step} | {k: _number(v) for k, v in values.items()}
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
@@ -47,7 +44,7 @@ def _number(value: float) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def _lines(path: epath.Path) -> list[str]:
     if not path.exists():
         return []
     whole = []
@@ -64,7 +61,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
     """Reads ``metrics.jsonl`` back: name -> steps and values; null becomes nan."""
     out: dict[str, tuple[list[int], list[float]]] = {}
-    for line in _lines(pathlib.Path(path)):
+    for line in _lines(epath.Path(path)):
         record = json.loads(line)
         for name, value in record.items():
             if name != "step":
