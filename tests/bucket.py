@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 class Bucket(MemoryFileSystem):
     """Objects in memory, one store for the process."""
 
-    protocol = ("gs", "gcs")
+    protocol = ("gs", "gcs", "s3")
     store = {}
     pseudo_dirs = [""]
 
