@@ -121,7 +121,7 @@ def fit(
         card=card,
         progress=progress,
     )
-    if where is not None:
+    if where is not None and jax.process_index() == 0:
         for name in method.trained:
             save_params(where / "params" / f"{name}.npz", result.params(name))
     return Fitted(method, network, result.params(role), shape, classes, result, where)
@@ -170,7 +170,10 @@ def load(folder: str | os.PathLike) -> Fitted:
             f"the run in {folder} was not started from a card, so its network is not "
             "known; use load_params on the files in params/ with your own network"
         )
-    found = cards.expand(record["card"])
+    # Parameters are in the folder: the data need not be where it was.
+    known = record["card"]["source"].get("num_classes") is not None
+    outline = cards.outline(record["card"]) if known else None
+    found = cards.expand(record["card"], source=outline)
     role = found.method.sampling.role
     return Fitted(
         found.method,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
@@ -63,6 +64,8 @@ class Feed:
             stack=batches(phases),
             accumulate=stacked,
             seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
             offset=self._samples_before(stage),
         )
 
@@ -108,9 +111,16 @@ class Feed:
 def place(setup: Setup, batch: Any) -> Any:
     """Puts a batch on the devices of a mesh, split along its batch axis.
 
-    Without a mesh it stays as it is: the program takes it from the host itself, which
-    costs less than a transfer asked for from Python.
+    Every process gives its own columns. Without a mesh the batch stays as it is: the
+    program takes it from the host itself, which costs less than a transfer asked for
+    from Python.
     """
     if setup.mesh is None:
         return batch
-    return jax.device_put(batch, sharding(setup.mesh, None, None, "data"))
+    split = sharding(setup.mesh, None, None, "data")
+    if jax.process_count() == 1:
+        return jax.device_put(batch, split)
+    return jax.tree.map(
+        lambda part: jax.make_array_from_process_local_data(split, np.asarray(part)),
+        batch,
+    )
