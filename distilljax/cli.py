@@ -215,7 +215,7 @@ def _compile(options: argparse.Namespace, rest: list[str]) -> int:
         found.method,
         found.networks,
         found.train,
-        sample=ahead.sample_of(outline),
+        sample=ahead.sample_of(outline, found.method.batch & {"eps", "y"}),
         topology=options.topology,
     )
     print(result)

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,84 +132,117 @@ def write_pairs(
       ValueError: on values out of range, a folder of other settings, or samples that
         are not finite.
     """
-    if kind not in KINDS:
-        raise ValueError(unknown("kind", kind, KINDS))
     devices = jax.local_devices()
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if batch_size % len(devices):
-        raise ValueError(
-            f"batch_size must be a multiple of the {len(devices)} devices, got "
-            f"{batch_size}"
-        )
+    _check_sizes(count, batch_size, len(devices))
+    batch_size = min(batch_size, -(-count // len(devices)) * len(devices))
     fitted = teacher if isinstance(teacher, api.Fitted) else api.load(teacher)
-    shape, network = fitted.sample_shape, fitted.network
     if conditions is None and fitted.num_classes is not None:
-        conditions = labels(fitted.num_classes, shape)
-    how: dict[str, Any] = {"solver": solver, "guidance": guidance}
-    stored: dict[str, Any] = {"x0": ("float32", shape)}
-    if kind == "pairs":
-        plain, times = generation.teacher_sampler(network, nfe, **how), None
-        sampler = functools.partial(_with_noise, plain)
-        stored["eps"] = ("float32", shape)
-    else:
-        sampler, times = trajectory_sampler(network, nfe, segments, **how)
-        stored["states"] = ("float32", (segments, *shape))
-        stored["times"] = ("float32", (segments,))
+        conditions = labels(fitted.num_classes, fitted.sample_shape)
+    recipe = _recipe(fitted, kind, nfe, segments, solver, guidance)
+    layout = dict(recipe.layout)
     if conditions is not None:
         first = conditions[0]["cond"]
-        stored["cond"] = (first.dtype.name, first.shape)
-    size = array_records.packed(stored).itemsize
-    part = batch_size * max(1, PART_BYTES // (size * batch_size))
+        layout["cond"] = (first.dtype.name, first.shape)
+    record = array_records.packed(layout).itemsize
+    part = batch_size * max(1, PART_BYTES // (record * batch_size))
     settings = {
         "teacher": fitted.method.name,
         "params": fingerprint(fitted.params),
-        "path": repr(network.path),
+        "path": repr(fitted.network.path),
         "kind": kind,
         "count": count,
         "nfe": nfe,
         "solver": repr(solver),
         "guidance": guidance,
-        "times": None if times is None else list(times),
+        "times": recipe.times,
         "seed": seed,
         "batch_size": batch_size,
         "part": part,
         "conditions": None if conditions is None else conditions.fingerprint,
     }
     folder = _claim(epath.Path(folder), settings)
-    run = _on_devices(sampler, fitted.params, devices, seed, batch_size, shape)
-    starts = range(0, count, part)
-    parts = [(i, a, min(a + part, count)) for i, a in enumerate(starts)]
+    run = _on_devices(fitted, recipe, conditions, devices, seed, batch_size)
+    parts = [(i, a, min(a + part, count)) for i, a in enumerate(range(0, count, part))]
     mine = parts[jax.process_index() :: jax.process_count()]
     missing = [p for p in mine if not _record(folder, p[0]).exists()]
-    with _bar(count, mine, missing, progress) as bar:
+    with _bar(mine, missing, progress) as bar:
         for number, first, last in missing:
-
-            def rows(first: int = first, last: int = last) -> Iterator[np.ndarray]:
-                for start in range(first, last, batch_size):
-                    n = min(batch_size, last - start)
-                    sample = run(start, _conditions(conditions, start, batch_size))
-                    if times is not None:
-                        sample["times"] = np.tile(
-                            np.asarray(times, np.float32), (batch_size, 1)
-                        )
-                    _check_finite(sample, start)
-                    yield array_records.pack(sample, stored)[:n]
-                    bar.update(n)
-
+            rows = _rows(run, layout, range(first, last, batch_size), last, bar)
             path = folder / array_records.shard_name(number, len(parts))
-            done = array_records.write_shard(path, rows())
-            storage.write_atomic(
-                _record(folder, number), json.dumps([path.name, *done])
-            )
+            done = json.dumps([path.name, *array_records.write_shard(path, rows)])
+            storage.write_atomic(_record(folder, number), done)
     records = [_record(folder, i) for i, _, _ in parts]
     # The process that finds everything there says so; two would write the same.
     if all(record.exists() for record in records):
         shards = [tuple(json.loads(record.read_text())) for record in records]
         classes = None if conditions is None else conditions.num_classes
-        array_records.describe(folder, stored, classes, shards, origin=settings)
+        array_records.describe(folder, layout, classes, shards, origin=settings)
     return folder
+
+
+class _Recipe(NamedTuple):
+    """How a kind is made and stored.
+
+    Attributes:
+      sampler: ``(params, eps, cond, key) -> sample``.
+      layout: see `RecordSource`, without conditions.
+      times: of the states of a trajectory.
+    """
+
+    sampler: Callable[..., dict[str, Array]]
+    layout: dict[str, tuple[str, tuple[int, ...]]]
+    times: tuple[float, ...] | None
+
+
+def _check_sizes(count: int, batch_size: int, devices: int) -> None:
+    for name, value in (("count", count), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if batch_size % devices:
+        raise ValueError(
+            f"batch_size must be a multiple of the {devices} devices, got {batch_size}"
+        )
+
+
+def _recipe(
+    fitted: api.Fitted,
+    kind: str,
+    nfe: int,
+    segments: int,
+    solver: Solver,
+    guidance: float,
+) -> _Recipe:
+    how: dict[str, Any] = {"solver": solver, "guidance": guidance}
+    shape, network = fitted.sample_shape, fitted.network
+    if kind == "pairs":
+        sampler = generation.teacher_sampler(network, nfe, **how)
+        layout = {name: ("float32", shape) for name in ("x0", "eps")}
+        return _Recipe(functools.partial(_with_noise, sampler), layout, None)
+    if kind != "trajectory":
+        raise ValueError(unknown("kind", kind, KINDS))
+    sampler, times = trajectory_sampler(network, nfe, segments, **how)
+    layout = {
+        "x0": ("float32", shape),
+        "states": ("float32", (segments, *shape)),
+        "times": ("float32", (segments,)),
+    }
+    return _Recipe(sampler, layout, times)
+
+
+def _rows(
+    run: Callable[[int], dict[str, np.ndarray]],
+    layout: dict[str, Any],
+    starts: range,
+    last: int,
+    bar: Any,
+) -> Iterator[np.ndarray]:
+    """Records of the samples before ``last``, a batch at a time."""
+    for start in starts:
+        n = min(starts.step, last - start)
+        sample = run(start)
+        _check_finite(sample["x0"][:n], start)
+        yield array_records.pack(sample, layout)[:n]
+        bar.update(n)
 
 
 def _with_noise(sampler: Any, params: Any, eps: Array, cond: Any, key: Array):
@@ -225,7 +258,10 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> epath.Path:
     """Makes the folder these settings', or refuses."""
     path = folder / "pairs.json"
     settings = json.loads(json.dumps(settings))
-    if path.exists():
+    names = {p.name for p in folder.iterdir()} if folder.exists() else set()
+    # Another process may be about to write the same; its draft has a hidden name.
+    there = {name for name in names if not name.startswith(".")}
+    if path.name in there:
         changed = differing(json.loads(path.read_text()), settings)
         if changed:
             raise ValueError(
@@ -233,7 +269,7 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> epath.Path:
                 f"Different (there -> now): {'; '.join(changed)}. Choose another "
                 "folder, or the old settings to continue."
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif there:
         raise ValueError(f"{folder} holds something else; choose an empty folder")
     else:
         storage.write_atomic(path, json.dumps(settings, indent=1) + "\n")
@@ -241,40 +277,42 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> epath.Path:
 
 
 def _on_devices(
-    sampler: Any,
-    params: Any,
+    fitted: api.Fitted,
+    recipe: _Recipe,
+    conditions: Source | None,
     devices: list[Any],
     seed: int,
     batch_size: int,
-    shape: tuple[int, ...],
-) -> Callable[[int, np.ndarray | None], dict[str, np.ndarray]]:
-    """``(start, cond) -> sample`` with the batch split over the devices."""
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """``start -> sample`` of a batch that is split over the devices."""
     mesh = jax.make_mesh(
         (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
     )
     whole, split = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((), ("data",)))
-    params = jax.device_put(params, whole)
-    program = jax.jit(sampler, out_shardings=split)
+    params = jax.device_put(fitted.params, whole)
+    program = jax.jit(recipe.sampler, out_shardings=split)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
 
-    def run(start: int, cond: np.ndarray | None) -> dict[str, np.ndarray]:
-        eps: Any = generation.initial_noise(seed, start, batch_size, shape)
-        eps, cond = jax.device_put((eps, cond), split)
-        found = program(params, eps, cond, jax.random.fold_in(key, start))
+    def run(start: int) -> dict[str, np.ndarray]:
+        cond: Any = None
+        if conditions is not None:
+            indices = np.arange(start, start + batch_size) % len(conditions)
+            cond = take(conditions, indices)["cond"]
+        eps: Any = generation.initial_noise(
+            seed, start, batch_size, fitted.sample_shape
+        )
+        given = jax.device_put((eps, cond), split)
+        found = program(params, *given, jax.random.fold_in(key, start))
         out = {name: np.asarray(value, np.float32) for name, value in found.items()}
-        return out if cond is None else {**out, "cond": np.asarray(cond)}
+        if recipe.times is not None:
+            times = np.asarray(recipe.times, np.float32)
+            out["times"] = np.broadcast_to(times, (batch_size, len(times)))
+        return out if cond is None else {**out, "cond": cond}
 
     return run
 
 
-def _conditions(source: Source | None, start: int, count: int) -> np.ndarray | None:
-    if source is None:
-        return None
-    return take(source, np.arange(start, start + count) % len(source))["cond"]
-
-
-def _check_finite(sample: dict[str, np.ndarray], start: int) -> None:
-    x0 = sample["x0"]
+def _check_finite(x0: np.ndarray, start: int) -> None:
     bad = ~np.isfinite(x0.reshape(len(x0), -1)).all(axis=1)
     if bad.any():
         raise ValueError(
@@ -283,7 +321,7 @@ def _check_finite(sample: dict[str, np.ndarray], start: int) -> None:
         )
 
 
-def _bar(count: int, mine: list[Any], missing: list[Any], progress: bool | None):
+def _bar(mine: list[Any], missing: list[Any], progress: bool | None):
     from tqdm import tqdm
 
     total = sum(last - first for _, first, last in mine)

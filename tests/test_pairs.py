@@ -140,6 +140,7 @@ def test_the_manifest_says_how_they_were_made(tmp_path):
     known = {"seed": 5, "guidance": 1.5, "solver": "DDIM()", "nfe": 3, "count": 20}
     assert known.items() <= made.items()
     assert made["teacher"] == "flow_matching"
+    assert made["batch_size"] == 4
     assert made["conditions"] == data.labels(3, (2,)).fingerprint
     assert (
         made["params"]

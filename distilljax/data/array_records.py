@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
+from distilljax.data.images import mirrored
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
 from distilljax.errors import unknown
@@ -124,7 +125,8 @@ def records(
     *,
     sample_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
-) -> RecordSource:
+    flip: bool = False,
+) -> Source:
     """The samples that `write_records` left in a folder.
 
     Args:
@@ -133,6 +135,7 @@ def records(
       sample_shape: what it must hold; a card says it, so that programs can be built
         without the data.
       num_classes: number of labels, at least the folder's; default the folder's.
+      flip: adds the mirror images, see `mirrored`.
 
     Raises:
       ValueError: if there is no such folder, a shard is missing or the samples have
@@ -169,13 +172,14 @@ def records(
     digest = hashlib.blake2b(about["fingerprint"].encode(), digest_size=12)
     if pattern != "*":
         digest.update(repr(sorted(s["file"] for s in listed)).encode())
-    return RecordSource(
+    source = RecordSource(
         tuple(Shard(os.fspath(path / s["file"]), s["count"]) for s in listed),
         layout,
         had if num_classes is None else num_classes,
         digest.hexdigest(),
         f"records {path}",
     )
+    return mirrored(source) if flip else source
 
 
 def description(folder: epath.Path) -> dict[str, Any]:
@@ -285,6 +289,10 @@ def write_records(
         raise ValueError(
             f"{folder} holds records already; remove it or choose another folder"
         )
+    if "x0" not in source.fields:
+        raise ValueError(
+            f"source must have samples x0 to be written, it has {source.fields}"
+        )
     count = len(source)
     if not 1 <= shards <= count:
         raise ValueError(
@@ -358,7 +366,7 @@ def pairs(
     *,
     sample_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
-) -> RecordSource:
+) -> Source:
     """Pairs or trajectories of a teacher that ``distilljax pairs`` wrote.
 
     Args:

@@ -9,7 +9,8 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
-from distilljax.data.sources import ArraySource, arrays
+from distilljax.data.images import mirrored
+from distilljax.data.sources import Source, arrays
 
 # Fields that methods read beside x0.
 _FIELDS = ("cond", "eps", "y", "weight")
@@ -65,7 +66,8 @@ def npz(
     sample_shape: tuple[int, ...],
     num_classes: int | None = None,
     images: bool | None = None,
-) -> ArraySource:
+    flip: bool = False,
+) -> Source:
     """Samples ``x0`` and, if it is there, ``cond`` of numpy's files.
 
     Args:
@@ -77,6 +79,7 @@ def npz(
         built without the data.
       num_classes: see `arrays`.
       images: see `arrays`; False for latents.
+      flip: adds the mirror images, see `mirrored`.
 
     Returns:
       The source, with the fields ``x0``, and ``cond``, ``eps``, ``y`` and ``weight``
@@ -100,4 +103,5 @@ def npz(
             f"{x0.shape}"
         )
     rest = {name: found[name] for name in _FIELDS if name in found}
-    return arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
+    source = arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
+    return mirrored(source) if flip else source

@@ -35,7 +35,7 @@ class ReadSource:
       read_threads: threads of the pipeline that read; 0 takes one a processor.
     """
 
-    read: Callable[[int], Sample]
+    read: Callable[[int], Sample] = dataclasses.field(repr=False)
     length: int
     sample_shape: tuple[int, ...]
     num_classes: int | None
@@ -210,11 +210,12 @@ def image_folder(
     path, shape = epath.Path(path), check_image_shape(sample_shape)
     if not path.is_dir():
         raise ValueError(f"no images at {path}: there is no such folder")
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and _images(p))
-    names = [f"{c}/{name}" for c in classes for name in _images(path / c)]
-    labels = [i for i, c in enumerate(classes) for _ in _images(path / c)]
+    inside = {p.name: _images(p) for p in path.iterdir() if p.is_dir()}
+    classes = sorted(name for name, images in inside.items() if images)
+    names = [f"{c}/{name}" for c in classes for name in inside[c]]
+    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
     if not classes:
-        names, labels = _images(path), []
+        names = _images(path)
     if not names:
         raise ValueError(
             f"no images at {path}: put them in one folder per class, "

@@ -102,8 +102,24 @@ def test_a_source_without_take_is_written_too(tmp_path):
     np.testing.assert_array_equal(rows[:, 0], np.arange(5))
 
 
+def test_mirror_images_are_asked_for_by_an_option(tmp_path):
+    source = images()
+    data.write_records(source, tmp_path / "a")
+    np.savez(tmp_path / "a.npz", x0=source.columns["x0"])
+    for found in (
+        data.records(tmp_path / "a", flip=True),
+        data.npz(tmp_path / "a.npz", sample_shape=(4, 4, 3), flip=True),
+    ):
+        assert len(found) == 20
+        rows = found.take(np.array([13, 3]))["x0"]
+        np.testing.assert_array_equal(rows[0], source.columns["x0"][3, :, ::-1])
+        np.testing.assert_array_equal(rows[1], source.columns["x0"][3])
+
+
 def test_writing_refuses(tmp_path):
     source = images()
+    with pytest.raises(ValueError, match="must have samples x0 to be written"):
+        data.write_records(data.labels(3, (2,)), tmp_path / "labels")
     folder = data.write_records(source, tmp_path / "a")
     with pytest.raises(ValueError, match="holds records already; remove it"):
         data.write_records(source, folder)

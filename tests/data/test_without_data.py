@@ -62,7 +62,11 @@ def test_exactly_the_methods_without_fields_accept_labels():
         (methods.build("diff_instruct"), None),
         pytest.param(methods.build("sid"), None, marks=pytest.mark.full),
         pytest.param(methods.build("tdm", steps=(2,)), None, marks=pytest.mark.full),
-        (methods.build("dmd2", gan_weight=0, critic_steps=1), 3),
+        pytest.param(
+            methods.build("dmd2", gan_weight=0, critic_steps=1),
+            3,
+            marks=pytest.mark.full,
+        ),
     ],
     ids=["diff_instruct", "sid", "tdm", "dmd2"],
 )
