@@ -1,4 +1,4 @@
-"""The command line: ``distilljax train | sample | pairs | methods | quickstart``..."""
+"""The command line: ``distilljax train | sample | pairs | convert | quickstart``."""
 
 from __future__ import annotations
 

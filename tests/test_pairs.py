@@ -13,10 +13,11 @@ import pytest
 import distilljax
 from distilljax import api, data, generation, methods, oracles, pairs, paths
 from distilljax.data import array_records
-from distilljax.draws import StoredTrajectory
+from distilljax.draws import StoredPairs, StoredTrajectory
 from distilljax.pairs import write_pairs
 from distilljax.solvers import DDIM
 from distilljax.times import EvenGrid
+from distilljax.training.checks import check_source
 from tests import exact, toy
 
 PATH = paths.linear()
@@ -178,17 +179,20 @@ def test_refuses_a_folder_of_something_else_and_samples_that_are_not_finite(tmp_
         write(tmp_path / "b", dataclasses.replace(teacher, params=broken))
 
 
-def test_reflow_and_the_warm_start_of_dmd2_train_on_what_was_written(tmp_path):
+@pytest.mark.full
+def test_the_warm_start_of_dmd2_trains_on_a_bank(tmp_path):
     teacher = trained()
-    write(tmp_path / "pairs", teacher)
     write(tmp_path / "bank", teacher, kind="trajectory", segments=2)
-    common = {"networks": teacher.network, "progress": False}
-    config = {"cycles": 1, "batch_size": 4}
-    bank = data.pairs(tmp_path / "bank")
     options = {"gan_weight": 0, "critic_steps": 1, "steps": (2,), "warm_start": 1}
     method = methods.build("dmd2", warm_start_draw=StoredTrajectory(2), **options)
     assert method.batch == {"x0", "states", "times"}
-    given = {"source": bank, "teacher": teacher, "config": config, **common}
+    given = {
+        "networks": teacher.network,
+        "source": data.pairs(tmp_path / "bank"),
+        "teacher": teacher,
+        "config": {"cycles": 1, "batch_size": 4},
+        "progress": False,
+    }
     found = distilljax.fit(method, **given)
     assert found.result.metrics["student/trajectory_end"] > 0.0
     wrong = methods.build(
@@ -196,14 +200,26 @@ def test_reflow_and_the_warm_start_of_dmd2_train_on_what_was_written(tmp_path):
     )
     with pytest.raises(ValueError, match=r"4 states per sample, got 2.*--segments=4"):
         distilljax.fit(wrong, **given)
-    reflow = methods.build("reflow", online=False)
-    with pytest.raises(ValueError, match="needs data fields"):
-        distilljax.fit(reflow, source=bank, teacher=teacher, **common)
-    source = data.pairs(tmp_path / "pairs")
-    found = distilljax.fit(
-        reflow, source=source, teacher=teacher, config=config, **common
+
+
+def test_methods_accept_the_kind_that_they_read(tmp_path):
+    bank = data.pairs(write(tmp_path / "bank", kind="trajectory", segments=2))
+    both = data.pairs(write(tmp_path / "pairs"))
+    reads_pairs = (
+        methods.build("reflow", online=False),
+        methods.build("dmd", pairs=StoredPairs()),
+        methods.build("dmd2", warm_start=1, warm_start_draw=StoredPairs()),
     )
-    assert found.result.metrics["student/loss"] > 0.0
+    reads_bank = methods.build(
+        "dmd2", steps=(2,), warm_start=1, warm_start_draw=StoredTrajectory(2)
+    )
+    for method, right, wrong in [
+        *((method, both, bank) for method in reads_pairs),
+        (reads_bank, bank, both),
+    ]:
+        check_source(method, right)
+        with pytest.raises(ValueError, match="needs data fields"):
+            check_source(method, wrong)
 
 
 SCRIPT = """

@@ -99,6 +99,12 @@ class RecordSource:
         return self.layout["x0"][1]
 
     @property
+    def cond_features(self) -> int | None:
+        """Features of ``cond`` where it is embeddings ``[N, d]``."""
+        kind, shape = self.layout.get("cond", ("", ()))
+        return shape[0] if kind.startswith("float") and len(shape) == 1 else None
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields."""
         return tuple(self.layout)

@@ -111,6 +111,11 @@ class Mirrored:
         return self.source.num_classes
 
     @property
+    def cond_features(self) -> int | None:
+        """Features of ``cond`` where it is embeddings ``[N, d]``."""
+        return getattr(self.source, "cond_features", None)
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields."""
         return self.source.fields

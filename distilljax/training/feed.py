@@ -22,7 +22,8 @@ class Feed:
     """Batches of cycles ``[n, accumulate, B, ...]``.
 
     A source gets one iterator a stage, with as many batches a cycle as the stage's
-    phases take; an iterator given serves all stages.
+    phases take; an iterator given serves all stages. Of several processes each reads
+    its own columns ``B`` of a batch.
     """
 
     def __init__(self, method: Method, data: Any, config: TrainConfig):

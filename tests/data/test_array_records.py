@@ -58,6 +58,8 @@ def test_latents_and_further_fields_keep_their_values(tmp_path):
     x0, eps = rng.normal(size=(2, 7, 2, 2, 4)).astype(np.float32) * 3
     source = data.arrays(x0, rng.normal(size=(7, 5)), images=False, eps=eps)
     data.write_records(source, tmp_path / "a", shards=2)
+    for found in (source, data.records(tmp_path / "a", flip=True)):
+        assert found.cond_features == 5
     same(data.records(tmp_path / "a"), source, [6, 2, 4])
     data.write_records(source, tmp_path / "half", x0="float16")
     found = data.records(tmp_path / "half").take(np.arange(7))
