@@ -6,6 +6,7 @@ python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
 import sys
 
 from benchmarks import (
+    data_sources,
     dmd2_cycle,
     import_time,
     input_pipeline,
@@ -16,7 +17,15 @@ from benchmarks import (
 )
 from benchmarks.measure import Result, Scale
 
-ALL = (trainer_step, input_pipeline, dmd2_cycle, sampling, scm_jvp, import_time)
+ALL = (
+    trainer_step,
+    input_pipeline,
+    data_sources,
+    dmd2_cycle,
+    sampling,
+    scm_jvp,
+    import_time,
+)
 
 
 def run(scale: Scale) -> list[Result]:

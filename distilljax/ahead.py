@@ -15,7 +15,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -207,13 +207,21 @@ def compile_ahead(
     )
 
 
-def sample_of(source: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one sample of a source of images and labels, see `compile_ahead`.
+def sample_of(
+    source: Any, fields: Iterable[str] = ()
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one sample of a source of images and conditions, see `compile_ahead`.
 
     Args:
-      source: with ``sample_shape`` and ``num_classes``, None for no labels.
+      source: with ``sample_shape`` and ``num_classes``, None for no labels; maybe with
+        ``cond_features`` of embeddings.
+      fields: further fields of the samples' shape (``eps`` of a pair).
     """
-    sample = {"x0": jax.ShapeDtypeStruct(tuple(source.sample_shape), jnp.float32)}
-    if source.num_classes is not None:
+    like = jax.ShapeDtypeStruct(tuple(source.sample_shape), jnp.float32)
+    sample = {name: like for name in ("x0", *fields)}
+    features = getattr(source, "cond_features", None)
+    if features is not None:
+        sample["cond"] = jax.ShapeDtypeStruct((features,), jnp.float32)
+    elif source.num_classes is not None:
         sample["cond"] = jax.ShapeDtypeStruct((), jnp.int32)
     return sample

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from distilljax import generation, methods
+from distilljax import generation, methods, storage
 from distilljax.binding import Network
 from distilljax.evaluation import image_grid, save_png
 from distilljax.method import Method
@@ -49,7 +49,7 @@ class Fitted:
     sample_shape: tuple[int, ...]
     num_classes: int | None = None
     result: TrainResult | None = None
-    folder: pathlib.Path | None = None
+    folder: epath.Path | None = None
 
 
 def fit(
@@ -107,7 +107,7 @@ def fit(
                 f"{name}; make one of arrays with distilljax.data.arrays(x0, cond)"
             )
     shape, classes = tuple(source.sample_shape), source.num_classes
-    where = None if folder is None else pathlib.Path(folder)
+    where = None if folder is None else epath.Path(folder)
     if hooks is None:
         hooks = Hooks()
         if where is not None and settings.sample_every and len(shape) == 3:
@@ -124,7 +124,7 @@ def fit(
         progress=progress,
         profile=profile,
     )
-    if where is not None:
+    if where is not None and jax.process_index() == 0:
         for name in method.trained:
             save_params(where / "params" / f"{name}.npz", result.params(name))
     return Fitted(method, network, result.params(role), shape, classes, result, where)
@@ -135,7 +135,7 @@ def _grid_hook(
     network: Network,
     shape: tuple[int, ...],
     classes: int | None,
-    folder: pathlib.Path,
+    folder: epath.Path,
 ):
     """Writes a grid of a fixed seed, one label a row."""
     steps = GRID_STEPS.get(method.name, 1)
@@ -164,7 +164,7 @@ def load(folder: str | os.PathLike) -> Fitted:
     """
     from distilljax import cards
 
-    folder = pathlib.Path(folder)
+    folder = epath.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
@@ -174,7 +174,10 @@ def load(folder: str | os.PathLike) -> Fitted:
             f"the run in {folder} was not started from a card, so its network is not "
             "known; use load_params on the files in params/ with your own network"
         )
-    found = cards.expand(record["card"])
+    # Parameters are in the folder: the data need not be where it was.
+    known = record["card"]["source"].get("num_classes") is not None
+    outline = cards.outline(record["card"]) if known else None
+    found = cards.expand(record["card"], source=outline)
     role = found.method.sampling.role
     return Fitted(
         found.method,
@@ -242,14 +245,11 @@ def sample(
 
 def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:
     """Writes ``x`` (and ``label``) to an ``.npz``, and images to a grid beside it."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(path)
     fields: dict[str, Any] = {"x": np.asarray(x, np.float32)}
     if labels is not None:
         fields["label"] = np.asarray(labels, np.int32)
-    part = path.with_suffix(".tmp.npz")
-    np.savez_compressed(part, **fields)
-    os.replace(part, path)
+    storage.save_npz(path, fields, compressed=True)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         shown = np.clip(x[:100], -1.0, 1.0)
         save_png(path.with_suffix(".png"), image_grid(shown, min(10, len(shown)), 4))

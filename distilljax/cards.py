@@ -26,15 +26,30 @@ from ml_collections import ConfigDict
 
 from distilljax import methods, networks, specs
 from distilljax.binding import Network
-from distilljax.data import files, sources
+from distilljax.data import (
+    array_records,
+    files,
+    images,
+    planar,
+    prepared,
+    sources,
+    without_data,
+)
 from distilljax.errors import unknown
 from distilljax.method import Method
 from distilljax.training.config import RoleConfig, TrainConfig
 
 SOURCES = {
+    "conditions": without_data.conditions,
+    "curves": planar.curves,
     "digits": sources.digits,
-    "mixture": sources.mixture,
+    "image_folder": images.image_folder,
+    "labels": without_data.labels,
+    "mixture": planar.mixture,
     "npz": files.npz,
+    "pairs": array_records.pairs,
+    "records": array_records.records,
+    "tfds": prepared.tfds,
 }
 BUILDERS = {
     "mlp": networks.mlp,
@@ -118,6 +133,7 @@ def digits_card(
     method: str,
     options: Mapping[str, Any] | None = None,
     *,
+    source: str | Mapping[str, Any] = "digits",
     second_time: bool = False,
     **train: Any,
 ) -> ConfigDict:
@@ -126,6 +142,7 @@ def digits_card(
     Args:
       method: registry id.
       options: options of its factory.
+      source: another source of digits, a name or a section.
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
@@ -135,7 +152,8 @@ def digits_card(
         "checkpoint": {"every": 500, "keep": 2},
         **train,
     }
-    return card(method, options, source={"name": "digits"}, networks=built, **settings)
+    section = {"name": source} if isinstance(source, str) else source
+    return card(method, options, source=section, networks=built, **settings)
 
 
 def _players(
@@ -161,71 +179,54 @@ def _players(
     return built
 
 
-def npz_card(
-    method: str,
-    options: Mapping[str, Any] | None = None,
-    *,
-    data: str,
-    sample_shape: tuple[int, ...],
-    num_classes: int,
-    network: Mapping[str, Any],
-    images: bool = True,
-    second_time: bool = False,
-    **train: Any,
-) -> ConfigDict:
-    """A card on labelled images or latents of an ``.npz`` file; see `card`.
-
-    Args:
-      method: registry id.
-      options: options of its factory.
-      data: path of the file, see `data.npz`.
-      sample_shape: of one sample.
-      num_classes: of its labels.
-      network: section of the network that all roles share.
-      images: whether samples are images in [-1, 1].
-      second_time: whether the student is told the end time.
-      **train: see `card`.
-    """
-    built = _players(method, options, network, second_time)
-    source = {
-        "name": "npz",
-        "path": data,
-        "sample_shape": sample_shape,
-        "num_classes": num_classes,
-        "images": images,
-    }
-    return card(method, options, source=source, networks=built, **train)
-
-
-# What the cards of a data set share that is meant for 16 chips.
-_POD = {
+_CIFAR = {"sample_shape": (32, 32, 3), "num_classes": 10}
+_LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
+_LATENTS = {
+    "npz": {"path": "data/imagenet256_latents.npz", "images": False, **_LATENT},
+    "records": {"path": "data/imagenet256_latents", **_LATENT},
+}
+_IMAGENET = {"sample_shape": (64, 64, 3), "num_classes": 1000}
+# What the cards of a data set share that is meant for 16 chips, and the sources that
+# they take it from.
+_POD: dict[str, dict[str, Any]] = {
     "cifar": {
-        "data": "data/cifar10.npz",
-        "sample_shape": (32, 32, 3),
-        "num_classes": 10,
-        "images": True,
+        "sources": {
+            "npz": {"path": "data/cifar10.npz", "images": True, **_CIFAR},
+            "records": {"path": "data/cifar10", **_CIFAR},
+            "tfds": {"dataset": "cifar10", **_CIFAR},
+        },
         "network": {"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
         "batch_size": 512,
         "mesh": {"data": 16},
     },
     "latent": {
-        "data": "data/imagenet256_latents.npz",
-        "sample_shape": (32, 32, 4),
-        "num_classes": 1000,
-        "images": False,
+        "sources": _LATENTS,
         "network": {"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
         "batch_size": 256,
         "mesh": {"data": 16},
     },
     "latent_xl": {
-        "data": "data/imagenet256_latents.npz",
-        "sample_shape": (32, 32, 4),
-        "num_classes": 1000,
-        "images": False,
+        "sources": _LATENTS,
         "network": {"name": "dit", "size": "XL", "dtype": "bfloat16", "remat": "full"},
         "batch_size": 256,
         "mesh": {"fsdp": 16},
         "frozen": {"dtype": "bfloat16"},
+    },
+    "imagenet64": {
+        "sources": {
+            "tfds": {"dataset": "imagenet2012", **_IMAGENET},
+            "image_folder": {"path": "data/imagenet/train", **_IMAGENET},
+            "records": {"path": "data/imagenet64", **_IMAGENET},
+        },
+        "network": {
+            "name": "dit",
+            "size": "B",
+            "patch": 4,
+            "dtype": "bfloat16",
+            "remat": "dots",
+        },
+        "batch_size": 256,
+        "mesh": {"data": 16},
     },
 }
 
@@ -236,33 +237,45 @@ def pod_card(
     options: Mapping[str, Any] | None = None,
     *,
     lr: float,
+    source: str | None = None,
     critics: tuple[str, ...] = (),
     second_time: bool = False,
 ) -> ConfigDict:
-    """A card on CIFAR-10 or ImageNet latents for 16 chips; see `npz_card`.
+    """A card on CIFAR-10, ImageNet latents or ImageNet images for 16 chips; see `card`.
 
     Args:
-      kind: ``cifar``, ``latent`` or ``latent_xl``.
+      kind: ``cifar``, ``latent``, ``latent_xl`` or ``imagenet64``.
       method: registry id.
       options: options of its factory.
       lr: learning rate of the student and of the critics.
+      source: what the data is read from: ``npz``, ``records``, ``tfds`` or
+        ``image_folder``; default the first that the kind knows.
       critics: roles that are trained beside it, without warm-up or EMA.
       second_time: whether the student is told the end time.
+
+    Raises:
+      ValueError: on a source that the kind does not know.
     """
+    shared = dict(_POD[kind])
+    known, network = shared.pop("sources"), shared.pop("network")
+    name = source or next(iter(known))
+    if name not in known:
+        raise ValueError(unknown(f"source of the {kind} cards", name, known))
     critic = {"optimizer": "adamw", "lr": lr, "clip": 1.0}
     student = {
         **critic,
         "schedule": {"name": "warmup_cosine", "warmup": 1000},
         "ema": 0.9999,
     }
-    return npz_card(
+    return card(
         method,
         options,
-        second_time=second_time,
+        source={"name": name, **known[name]},
+        networks=_players(method, options, network, second_time),
         cycles=400_000,
         student=student,
         **dict.fromkeys(critics, critic),
-        **_POD[kind],
+        **shared,
     )
 
 
@@ -358,10 +371,12 @@ class Outline(NamedTuple):
     Attributes:
       sample_shape: shape of one ``x0``.
       num_classes: of the labels, or None.
+      cond_features: of embeddings as conditions, or None.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int | None
+    cond_features: int | None = None
 
 
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
@@ -369,9 +384,11 @@ def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
     section: dict[str, Any] = dict(plain["source"])
     if "sample_shape" in section:
-        return Outline(tuple(section["sample_shape"]), section.get("num_classes"))
+        shape = tuple(section["sample_shape"])
+        return Outline(shape, section.get("num_classes"), section.get("cond_features"))
     source = _make("source", section, SOURCES)
-    return Outline(tuple(source.sample_shape), source.num_classes)
+    features = getattr(source, "cond_features", None)
+    return Outline(tuple(source.sample_shape), source.num_classes, features)
 
 
 def _copy(value: Any) -> Any:
@@ -385,14 +402,20 @@ def _taken(
 ) -> dict[str, Any]:
     """What a network takes from the source and the backbone unless the card says so."""
     shape, classes = tuple(source.sample_shape), source.num_classes
+    features = getattr(source, "cond_features", None)
     if spec.get("name") in ("mlp", "dit", "unet"):
+        if features is not None:
+            return {"sample_shape": shape, "cond_features": features}
         return {"sample_shape": shape, "num_classes": classes}
     if spec.get("name") == "policy":
         return {"backbone": built["backbone"], "sample_shape": shape}
     if spec.get("name") == "head":
         cond = None if classes is None else jnp.zeros((1,), jnp.int32)
+        known = {"num_classes": classes}
+        if features is not None:
+            cond, known = jnp.zeros((1, features)), {"cond_features": features}
         taps = networks.taps_shape(built["backbone"], shape, cond)
-        return {"features_shape": taps, "num_classes": classes}
+        return {"features_shape": taps, **known}
     return {}
 
 
@@ -412,10 +435,14 @@ def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The card of a file, by its ``get_config()``.
 
+    Args:
+      path: the file; ``card.py:text`` calls ``get_config("text")``.
+
     Raises:
-      ValueError: if the file does not exist or defines no ``get_config``.
+      ValueError: if the file does not exist or defines no ``get_config`` that fits.
     """
-    path = pathlib.Path(path)
+    where, found, variant = str(path).partition(".py:")
+    path = pathlib.Path(f"{where}.py" if found else path)
     if not path.is_file():
         near = sorted(
             p.name for p in path.parent.glob("*.py") if p.name != "__init__.py"
@@ -432,4 +459,7 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} defines no get_config()")
-    return module.get_config()
+    arguments = (variant,) if found else ()
+    if len(arguments) > len(inspect.signature(module.get_config).parameters):
+        raise ValueError(f"{path} has one card alone: leave {':' + variant!r} out")
+    return module.get_config(*arguments)

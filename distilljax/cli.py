@@ -1,9 +1,8 @@
-"""The command line: ``distilljax train | sample | evaluate | report | ...``."""
+"""The command line: ``distilljax train | sample | evaluate | pairs | ...``."""
 
 from __future__ import annotations
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         parser.error(unknown("command", arguments[0], commands))
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command not in ("compile", "train"):
+    if rest and options.command not in ("compile", "convert", "train"):
         known = _options(options.command, commands)
         parser.error(unknown("argument", rest[0].split("=", 1)[0], known))
     if options.command is None:
@@ -109,6 +108,30 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     judge.add_argument(
         "--force", action="store_true", help="compare different protocols too"
     )
+    pairs = commands.add_parser(
+        "pairs", help="write noise and what a teacher makes of it, for data.pairs"
+    )
+    pairs.add_argument("--run", required=True, help="run folder of the teacher")
+    pairs.add_argument("--out", required=True, help="folder; a call cut short goes on")
+    pairs.add_argument("--count", type=int, required=True, help="number of samples")
+    pairs.add_argument("--kind", default="pairs", help="pairs or trajectory")
+    pairs.add_argument("--nfe", type=int, default=50, help="network evaluations")
+    pairs.add_argument("--segments", type=int, default=4, help="states of a trajectory")
+    pairs.add_argument("--solver", default="Heun()", help="for example DPMSolverPP2M()")
+    pairs.add_argument("--guidance", type=float, default=1.0)
+    pairs.add_argument("--seed", type=int, default=0)
+    pairs.add_argument("--batch-size", type=int, default=512)
+    pairs.add_argument("--conditions", help=".npz with cond; default all classes")
+
+    convert = commands.add_parser(
+        "convert", help="write the data of a card as ArrayRecord, for data.records"
+    )
+    convert.add_argument(
+        "--config", required=True, help="card, a .py with get_config()"
+    )
+    convert.add_argument("--out", required=True, help="folder")
+    convert.add_argument("--shards", type=int, default=1, help="number of files")
+    convert.add_argument("--x0", help="uint8, float16 or float32")
 
     report = commands.add_parser(
         "report", help="write the report of a quick start again"
@@ -188,7 +211,7 @@ def _keys(config, prefix: str = "") -> list[str]:
 
 
 def _train(options: argparse.Namespace, rest: list[str]) -> int:
-    import shutil
+    from etils import epath
 
     from distilljax import api, cards
 
@@ -197,7 +220,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
         with config.unlocked():
             config.teacher = options.teacher
     found = cards.expand(config)
-    folder = pathlib.Path(options.out or f"runs/{pathlib.Path(options.config).stem}")
+    folder = epath.Path(options.out or f"runs/{epath.Path(options.config).stem}")
     needed = found.method.roles.get("teacher")
     teacher = None
     if needed is not None or any(
@@ -212,7 +235,7 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     if options.fresh and folder.exists():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
-        shutil.rmtree(folder)
+        folder.rmtree()
     fitted = api.fit(
         found.method,
         networks=found.networks,
@@ -239,7 +262,7 @@ def _compile(options: argparse.Namespace, rest: list[str]) -> int:
         found.method,
         found.networks,
         found.train,
-        sample=ahead.sample_of(outline),
+        sample=ahead.sample_of(outline, found.method.batch & {"eps", "y"}),
         topology=options.topology,
     )
     print(result)
@@ -247,6 +270,8 @@ def _compile(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _sample(options: argparse.Namespace, rest: list[str]) -> int:
+    from etils import epath
+
     from distilljax import api
 
     labels = None
@@ -258,7 +283,7 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
                 f"--labels must be integers joined by commas, got {options.labels!r}"
             ) from None
     name = f"steps{options.steps}_seed{options.seed}.npz"
-    out = pathlib.Path(options.out or pathlib.Path(options.run) / "samples" / name)
+    out = epath.Path(options.out or epath.Path(options.run) / "samples" / name)
     x = api.sample(
         options.run,
         steps=options.steps,
@@ -273,6 +298,7 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    from distilljax import storage
     from distilljax.evaluation import features, files, measuring, protocol, samples
 
     notes: list[str] = []
@@ -307,11 +333,48 @@ def _evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         report = measuring.to_report(
             found, notes=notes, samples=given.source, digest=given.fingerprint
         )
-        files.write_atomic(options.out, files.dump_json(report))
+        storage.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))
     for name in sorted({*found} & {*others}, key=list(found).index):
         value, error = protocol.ratio(found[name], others[name], force=options.force)
         print(f"{name} is {value:.4g} +- {error:.2g} times that of {options.against}")
+    return 0
+
+
+def _pairs(options: argparse.Namespace, rest: list[str]) -> int:
+    from distilljax import api, data, pairs, specs
+
+    teacher, conditions = api.load(options.run), None
+    if options.conditions:
+        conditions = data.conditions(
+            options.conditions, sample_shape=teacher.sample_shape
+        )
+    folder = pairs.write_pairs(
+        teacher,
+        options.out,
+        count=options.count,
+        kind=options.kind,
+        nfe=options.nfe,
+        segments=options.segments,
+        solver=specs.parse(options.solver),
+        guidance=options.guidance,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        conditions=conditions,
+    )
+    print(f"{options.count} samples of {options.kind} in {folder}")
+    print(f"train on them: a card with source name 'pairs' and path {str(folder)!r}")
+    return 0
+
+
+def _convert(options: argparse.Namespace, rest: list[str]) -> int:
+    from distilljax import cards, data
+
+    source = cards.expand(read_card(options.config, rest)).source
+    folder = data.write_records(
+        source, options.out, shards=options.shards, x0=options.x0
+    )
+    print(f"{len(source)} samples in {folder}")
     return 0
 
 
@@ -349,7 +412,9 @@ def _quickstart(options: argparse.Namespace, rest: list[str]) -> int:
 COMMANDS = {
     "compile": _compile,
     "evaluate": _evaluate,
+    "convert": _convert,
     "methods": _methods,
+    "pairs": _pairs,
     "quickstart": _quickstart,
     "report": _report,
     "sample": _sample,

@@ -7,12 +7,15 @@ merge when methods are composed. It runs inside the gradient.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from distilljax.fields import Field
 from distilljax.paths import Path
+from distilljax.predictions import Prediction
 from distilljax.solvers import Heun, Solver, solve
 from distilljax.times import EvenGrid, Grid, Law
 
@@ -304,6 +307,7 @@ class TeacherTrajectory:
     guidance: float = 1.0
     path: Path | None = None
     role: str = "teacher"
+    fields: ClassVar[frozenset[str]] = frozenset()
 
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """``{"states": [K, B, ...], "times": K numbers, "end": [B, ...]}``."""
@@ -313,21 +317,123 @@ class TeacherTrajectory:
             ctx.data, self.guidance, kind=kind, path=path
         )
         coarse = self.grid(self.segments, path)
-        n = self.substeps
-        times = [
-            t + (s - t) * i / n
-            for t, s in zip(coarse[:-1], coarse[1:], strict=True)
-            for i in range(n)
-        ]
         start = path.start(ctx.normal("noise"), t=coarse[0])
-        end, states = solve(
+        states, end = follow(
             field,
             start,
-            [*times, coarse[-1]],
+            coarse,
+            self.substeps,
             path=path,
             solver=self.solver,
             kind=kind,
-            trajectory=True,
         )
-        kept = jnp.concatenate([start[None], states[n - 1 : -1 : n]])
-        return {"states": sg(kept), "times": coarse[:-1], "end": sg(end)}
+        return {"states": sg(states), "times": coarse[:-1], "end": sg(end)}
+
+
+def follow(
+    field: Field,
+    start: Array,
+    coarse: Sequence[float],
+    substeps: int,
+    *,
+    path: Path,
+    solver: Solver,
+    kind: Prediction,
+    key: Array | None = None,
+) -> tuple[Array, Array]:
+    """Follows a field's ODE and keeps the state at the start of every segment.
+
+    Args:
+      field: prediction of ``kind`` on ``path``.
+      start: state at ``coarse[0]``, ``[B, ...]``.
+      coarse: times of the ``K`` segments, ``K + 1`` numbers.
+      substeps: equal solver steps inside a segment.
+      path: path of states and times.
+      solver: see `solvers`.
+      kind: kind of the field.
+      key: randomness of a noisy solver.
+
+    Returns:
+      States ``[K, B, ...]`` and the end ``[B, ...]``.
+    """
+    times = [
+        t + (s - t) * i / substeps
+        for t, s in zip(coarse[:-1], coarse[1:], strict=True)
+        for i in range(substeps)
+    ]
+    end, states = solve(
+        field,
+        start,
+        [*times, coarse[-1]],
+        path=path,
+        solver=solver,
+        kind=kind,
+        key=key,
+        trajectory=True,
+    )
+    kept = states[substeps - 1 : -1 : substeps]
+    return jnp.concatenate([start[None], kept]), end
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPairs:
+    """Noise-image pairs that come with the batch, in place of `TeacherTrajectory`.
+
+    Reads noise ``eps``, standard normal, and ``x0``, where the teacher leads it under
+    the batch's ``cond``: what ``distilljax pairs`` writes and `data.pairs` reads.
+
+    Attributes:
+      grid: its first time is where generation starts.
+      path: path of the state; default the student's network's. A pair suits any.
+    """
+
+    grid: Grid = EvenGrid()
+    path: Path | None = None
+    segments: ClassVar[int] = 1
+    fields: ClassVar[frozenset[str]] = frozenset({"x0", "eps"})
+
+    def __call__(self, ctx: Context) -> dict[str, Any]:
+        """As `TeacherTrajectory` with one segment."""
+        path = ctx.nets["student"].path if self.path is None else self.path
+        t = self.grid(1, path)[0]
+        start = path.start(ctx.data["eps"], t=t)
+        return {"states": start[None], "times": (t,), "end": ctx.data["x0"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTrajectory:
+    """Teacher trajectories that come with the batch, in place of `TeacherTrajectory`.
+
+    Reads ``states [B, K, ...]`` at ``times [B, K]`` and their end ``x0``: what
+    ``distilljax pairs --kind=trajectory`` writes, on the path of the teacher.
+
+    Attributes:
+      segments: ``K``.
+      path: path of states and times; default the student's network's.
+    """
+
+    segments: int = 4
+    path: Path | None = None
+    fields: ClassVar[frozenset[str]] = frozenset({"x0", "states", "times"})
+
+    def __call__(self, ctx: Context) -> dict[str, Any]:
+        """As `TeacherTrajectory`, with times ``[K, B]``.
+
+        Raises:
+          ValueError: if the batch holds another number of states.
+        """
+        states, times = ctx.data["states"], ctx.data["times"]
+        if states.shape[1] != self.segments:
+            raise ValueError(
+                f"data field 'states' must hold {self.segments} states per sample, got "
+                f"{states.shape[1]}; pass StoredTrajectory({states.shape[1]}), or "
+                f"write the trajectories with --segments={self.segments}"
+            )
+        return {
+            "states": jnp.moveaxis(states, 1, 0),
+            "times": jnp.moveaxis(times, 1, 0),
+            "end": ctx.data["x0"],
+        }
+
+
+Trajectory = TeacherTrajectory | StoredPairs | StoredTrajectory

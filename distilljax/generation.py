@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from distilljax import storage
 from distilljax.binding import Bound, Network
 from distilljax.method import Method
 from distilljax.sampling import sample as sample_steps
@@ -64,6 +65,21 @@ def student_sampler(
     return run
 
 
+def steps_of(solver: Solver, nfe: int) -> int:
+    """Steps of a solver that take a number of network evaluations.
+
+    Raises:
+      ValueError: if no number of steps takes just as many.
+    """
+    steps = next((n for n in range(1, nfe + 1) if solver.evaluations(n) == nfe), 0)
+    if not steps:
+        raise ValueError(
+            f"nfe {nfe} cannot be spent by {type(solver).__name__}: "
+            f"{solver.evaluations(1)} evaluations make one step"
+        )
+    return steps
+
+
 def teacher_sampler(
     network: Network,
     nfe: int = 50,
@@ -88,13 +104,7 @@ def teacher_sampler(
     path = network.path
     if path is None:
         raise ValueError(f"network {network.name!r} does not say its path")
-    steps = next((n for n in range(1, nfe + 1) if solver.evaluations(n) == nfe), 0)
-    if not steps:
-        raise ValueError(
-            f"nfe {nfe} cannot be spent by {type(solver).__name__}: "
-            f"{solver.evaluations(1)} evaluations make one step"
-        )
-    times = grid(steps, path)
+    times = grid(steps_of(solver, nfe), path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
         # In the network's own kind: the solver knows what each leaves open at an end.
@@ -219,7 +229,7 @@ class _Store:
     """Finished batches on disk, refused if they belong to another call."""
 
     def __init__(self, folder, tag, seed, batch_size, count, labels):
-        self.folder = None if folder is None else pathlib.Path(folder)
+        self.folder = None if folder is None else epath.Path(folder)
         if self.folder is None:
             return
         digest = hashlib.sha256(b"" if labels is None else labels.tobytes()).hexdigest()
@@ -239,27 +249,25 @@ class _Store:
                     f"resume folder {self.folder} holds batches of another call: "
                     f"{had}, asked for {meta}; remove it or choose another folder"
                 )
-        path.write_text(json.dumps(meta))
+        storage.write_atomic(path, json.dumps(meta))
 
-    def _path(self, start: int) -> pathlib.Path:
+    def _path(self, start: int) -> epath.Path:
         assert self.folder is not None
         return self.folder / f"batch_{start:08d}.npy"
 
     def load(self, start: int) -> np.ndarray | None:
         if self.folder is None or not self._path(start).exists():
             return None
-        return np.load(self._path(start))
+        with self._path(start).open("rb") as file:
+            return np.load(file)
 
     def save(self, start: int, x: np.ndarray) -> None:
         if self.folder is None:
             return
-        part = self._path(start).with_suffix(".tmp.npy")
-        np.save(part, x)
-        os.replace(part, self._path(start))
+        with storage.replacing(self._path(start)) as file:
+            np.save(file, x)
 
     def clear(self) -> None:
         if self.folder is None:
             return
-        for path in self.folder.iterdir():
-            path.unlink()
-        self.folder.rmdir()
+        self.folder.rmtree()

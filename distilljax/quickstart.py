@@ -10,15 +10,15 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from distilljax import _version, api, cards, evaluation, generation
+from distilljax import _version, api, cards, evaluation, generation, storage
 from distilljax.training.checkpoints import differing
 from distilljax.training.loop import Hooks, View
 from distilljax.training.roles import network_of
@@ -45,7 +45,7 @@ def run(
     fresh: bool = False,
     smoke: bool = False,
     seed: int = 0,
-) -> pathlib.Path:
+) -> epath.Path:
     """Runs what is missing of the quick start.
 
     Args:
@@ -65,14 +65,14 @@ def run(
             f"the quick start reads the repository's cards and finds no {CONFIGS}: "
             "clone the repository and run launch/quickstart.sh in it"
         )
-    folder = pathlib.Path(out)
+    folder = epath.Path(out)
     if fresh and folder.exists():
         if any(folder.iterdir()) and not (folder / "quickstart.json").is_file():
             raise ValueError(
                 f"{folder} holds no quick start, so --fresh leaves it alone; choose "
                 "another folder with --out or remove it yourself"
             )
-        shutil.rmtree(folder)
+        folder.rmtree()
     with _quick_compilation(smoke):
         return _run(_Job(folder, smoke, seed))
 
@@ -89,7 +89,7 @@ def _quick_compilation(on: bool):
         jax.config.update(name, before)
 
 
-def _run(job: _Job) -> pathlib.Path:
+def _run(job: _Job) -> epath.Path:
     say(f"distilljax {_version.__version__} quick start in {job.folder}")
     job.teacher()
     for method in METHODS:
@@ -99,13 +99,13 @@ def _run(job: _Job) -> pathlib.Path:
     return job.report()
 
 
-def rebuild(out: str | os.PathLike = "runs/quickstart") -> pathlib.Path:
+def rebuild(out: str | os.PathLike = "runs/quickstart") -> epath.Path:
     """Writes the report of a finished quick start again.
 
     Raises:
       ValueError: if the folder holds none, or an unfinished one.
     """
-    folder = pathlib.Path(out)
+    folder = epath.Path(out)
     path = folder / "quickstart.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no quick start; run one with --out={folder}")
@@ -121,7 +121,7 @@ def rebuild(out: str | os.PathLike = "runs/quickstart") -> pathlib.Path:
 class _Job:
     """The stages of one quick start."""
 
-    def __init__(self, folder: pathlib.Path, smoke: bool, seed: int):
+    def __init__(self, folder: epath.Path, smoke: bool, seed: int):
         self.folder, self.smoke, self.seed = folder, smoke, seed
         self.seeds = SEEDS[:1] if smoke else SEEDS
         self.probes = 2 if smoke else PROBES
@@ -169,7 +169,7 @@ class _Job:
                 "folder with --out"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        evaluation.write_atomic(path, json.dumps(mine, indent=1).encode())
+        storage.write_atomic(path, json.dumps(mine, indent=1).encode())
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Runs a stage once; its record says how long it took."""
@@ -184,7 +184,7 @@ class _Job:
         seconds = time.monotonic() - began + record.pop("seconds_before", 0.0)
         record["seconds"] = round(seconds, 2)
         path.parent.mkdir(exist_ok=True)
-        evaluation.write_atomic(path, json.dumps(record, indent=1).encode())
+        storage.write_atomic(path, json.dumps(record, indent=1).encode())
         say(f"{name}: {seconds:.0f} s")
         return record
 
@@ -255,7 +255,7 @@ class _Job:
 
         self.stage(name, work)
 
-    def _path(self, name: str) -> pathlib.Path:
+    def _path(self, name: str) -> epath.Path:
         return self.folder / "samples" / f"{name}.npz"
 
     def _names(self) -> list[str]:
@@ -328,7 +328,7 @@ class _Job:
 
         self.stage("evaluation", work)
 
-    def report(self) -> pathlib.Path:
+    def report(self) -> epath.Path:
         began = time.monotonic()
         stages = {
             path.stem: json.loads(path.read_text())

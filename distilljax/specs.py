@@ -73,6 +73,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
         for name in ("DoublingSegments", "RootSegments", "SegmentDecay", "Shrink")
     },
     "Rollout": draws.Rollout,
+    "StoredPairs": draws.StoredPairs,
+    "StoredTrajectory": draws.StoredTrajectory,
     "TeacherTrajectory": draws.TeacherTrajectory,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,

@@ -24,9 +24,18 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from tests import bucket as buckets  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def x64():
     """Float64 for one module: ``pytestmark = pytest.mark.usefixtures("x64")``."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def bucket():
+    """Path of an empty bucket in memory."""
+    buckets.install()
+    return "gs://bucket"

@@ -60,6 +60,9 @@ def test_samples_are_shaped_without_data():
     }
     plain = ahead.sample_of(cards.Outline((2,), None))
     assert set(plain) == {"x0"}
+    pair = ahead.sample_of(cards.Outline((2,), None, 5), ("eps",))
+    assert pair["eps"] == pair["x0"] == jax.ShapeDtypeStruct((2,), jnp.float32)
+    assert pair["cond"] == jax.ShapeDtypeStruct((5,), jnp.float32)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import distilljax
-from distilljax import api, networks
+from distilljax import api, cards, networks
 from distilljax.binding import Network
 from distilljax.data import sources
 from distilljax.methods import dmd2, flow_matching, mean_flow, scm
@@ -231,3 +231,46 @@ def test_bad_calls_of_sample_are_refused(student):
     ):
         with pytest.raises(ValueError, match=message):
             distilljax.sample(student, **options)
+
+
+class Breaking:
+    """A source whose sample 20 cannot be read."""
+
+    name, sample_shape, num_classes = "breaking", SHAPE, 3
+    fields, fingerprint, read_threads = ("x0", "cond"), "breaking", 2
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, index):
+        if index == 20:
+            raise OSError("no such block")
+        return source()[index]
+
+
+def test_an_error_of_the_source_ends_training_with_its_name(tmp_path):
+    config = {**CONFIG, "cycles": 10}
+    with pytest.raises(ValueError, match="source breaking: sample 20 .*no such block"):
+        fit(source=Breaking(), config=config, folder=tmp_path)
+
+
+def test_a_run_is_loaded_without_its_data(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x0=pictures(), cond=np.arange(32) % 3)
+    shape = {"sample_shape": SHAPE, "num_classes": 3}
+    card = cards.card(
+        "flow_matching",
+        source={"name": "npz", "path": str(path), **shape},
+        networks={"backbone": {"name": "mlp", **SIZES}},
+        **CONFIG,
+    )
+    found = cards.expand(card)
+    given = {"networks": found.networks, "source": found.source, "config": found.train}
+    fitted = fit(
+        found.method, **given, folder=tmp_path / "a", card={"card": found.config}
+    )
+    path.unlink()
+    loaded = api.load(tmp_path / "a")
+    assert (loaded.sample_shape, loaded.num_classes) == (SHAPE, 3)
+    wanted = distilljax.sample(fitted, labels=[0, 1])
+    np.testing.assert_array_equal(distilljax.sample(loaded, labels=[0, 1]), wanted)

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import dmd2_cycle, measure, sampling, scm_jvp, trainer_step
+from benchmarks import (
+    data_sources,
+    dmd2_cycle,
+    measure,
+    sampling,
+    scm_jvp,
+    trainer_step,
+)
 from benchmarks.measure import TINY
 
 
@@ -33,6 +40,15 @@ def test_counts_are_met(run, facts):
         if "pairs" in result:
             assert len(result["pairs"]) == TINY.pairs
             assert 0 < result["low"] <= result["value"] <= result["high"]
+
+
+def test_every_kind_of_source_is_measured():
+    results = data_sources.run(TINY)
+    assert [r["name"] for r in results] == [f"{n} [us]" for n in data_sources.LIMITS]
+    for result in results:
+        assert result["low"] > 0.0
+        rate = result["images_per_second_and_core"]
+        assert rate == pytest.approx(1e6 / result["value"])
 
 
 def test_contenders_take_turns():

@@ -6,9 +6,13 @@ import functools
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from distilljax import cards
+from distilljax.binding import Bound
 from distilljax.times import EvenGrid, LogNormal, Ramp
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -31,7 +35,7 @@ def small(method="scm", options=None, **changes):
 
 def expanded(config):
     """A card's objects; files of data are not there."""
-    in_file = config["source"]["name"] == "npz"
+    in_file = not {"path", "dataset"}.isdisjoint(config["source"])
     return cards.expand(config, source=cards.outline(config) if in_file else None)
 
 
@@ -87,6 +91,42 @@ def test_a_card_holds_every_default_that_text_can_say():
         config.student.lrr = 1.0
 
 
+@pytest.mark.parametrize("kind", ["cifar", "latent", "imagenet64"])
+def test_a_card_names_its_source_after_a_colon(kind):
+    path = ROOT / "configs" / kind / "scm.py"
+    config = cards.load(f"{path}:records")
+    assert config.source.name == "records"
+    plain = cards.load(path)
+    assert plain.source.name == ("tfds" if kind == "imagenet64" else "npz")
+    assert cards.outline(config) == cards.outline(plain)
+    assert (
+        expanded(config).networks["backbone"].num_classes == config.source.num_classes
+    )
+    with pytest.raises(ValueError, match="source of the .* cards 'record'.*'records'"):
+        cards.load(f"{path}:record")
+    with pytest.raises(ValueError, match="has one card alone: leave ':tfds' out"):
+        cards.load(f"{ROOT / 'configs' / 'digits' / 'scm.py'}:tfds")
+
+
+def test_networks_take_embeddings_from_the_source(tmp_path):
+    np.savez(tmp_path / "prompts.npz", cond=np.ones((6, 5), np.float32))
+    section = {"name": "conditions", "path": str(tmp_path / "prompts.npz")}
+    tiny = {"name": "mlp", "width": 8, "hidden": 8, "blocks": 2}
+    config = small(
+        "dmd2",
+        {"gan_weight": 0.1},
+        source={**section, "sample_shape": (2,), "cond_features": 5},
+        networks={"backbone": tiny, "discriminator": {"name": "head"}},
+    )
+    for found in (cards.expand(config), expanded(config)):
+        net, head = found.networks["backbone"], found.networks["discriminator"]
+        x, cond = jnp.zeros((3, 2)), jnp.ones((3, 5))
+        out, taps = net.apply(net.init(jax.random.key(0)), x, 0.5, cond, taps=True)
+        assert out.shape == (3, 2)
+        judge = Bound("discriminator", head, head.init(jax.random.key(0)))
+        assert judge.call("logits", taps, 0.5, cond).shape == (3,)
+
+
 def test_overrides_reach_the_objects():
     config = small()
     config.student.lr = 0.5
@@ -128,7 +168,10 @@ def test_the_section_of_a_role_that_an_option_took_out_says_nothing():
 CHANGES = [
     ({"method": {"name": "scmm"}}, r"unknown method 'scmm'.*Did you mean 'scm'"),
     ({"method": {"guidence": 2.0}}, "option of method 'scm' 'guidence'.*'guidance'"),
-    ({"source": {"name": "digts"}}, "unknown source 'digts'.*Known: digits, mixture"),
+    (
+        {"source": {"name": "digts"}},
+        "unknown source 'digts'.*'digits'.*Known: conditions, curves",
+    ),
     ({"source": {"sizes": 3}}, "argument of source 'mixture' 'sizes'.*'size'"),
     ({"networks": {"backbone": {"name": "mpl"}}}, "unknown network 'mpl'.*'mlp'"),
     ({"networks": {"backbone": {"widht": 3}}}, "network 'mlp' 'widht'.*'width'"),

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from distilljax import __version__, cli
+from distilljax import __version__, cli, data
 from distilljax.methods import CATALOGUE
 
 CARD = """
@@ -190,3 +190,32 @@ def test_the_module_is_the_program():
         )
         assert done.returncode == code
         assert text in done.stdout + done.stderr
+
+
+def test_pairs_of_a_teacher_train_a_student(place, capsys):
+    pairs = place / "pairs"
+    options = [f"--run={place / 'one'}", f"--out={pairs}", "--batch-size=8"]
+    assert run("pairs", *options, "--count=12", "--nfe=2", "--solver=Euler()") == 0
+    assert f"12 samples of pairs in {pairs}" in capsys.readouterr().out
+    card = CARD.format(method="reflow", options='{"online": False}').replace(
+        '{"name": "mixture", "size": 64, "components": 3}',
+        f'{{"name": "pairs", "path": {str(pairs)!r}}}',
+    )
+    (place / "reflow.py").write_text(card)
+    config = [f"--config={place / 'reflow.py'}", f"--teacher={place / 'one'}"]
+    assert run("train", *config, "--config.cycles=1", f"--out={place / 'r'}") == 0
+    assert run("pairs", *options, "--count=13") == 2
+    assert "count: 12 -> 13" in capsys.readouterr().err
+    assert run("pairs", *options, "--count=12", "--solver=Eule()") == 2
+    assert "Did you mean 'Euler'" in capsys.readouterr().err
+
+
+def test_the_data_of_a_card_becomes_records(place, capsys):
+    out = place / "records"
+    config = f"--config={place / 'teacher.py'}"
+    options = [f"--out={out}", "--shards=2", "--config.source.size=9"]
+    assert run("convert", config, *options) == 0
+    assert f"9 samples in {out}" in capsys.readouterr().out
+    assert data.records(out, num_classes=3).take(np.arange(9))["x0"].shape == (9, 2)
+    assert run("convert", config, *options) == 2
+    assert "holds records already" in capsys.readouterr().err

@@ -1,13 +1,17 @@
 """The code that the documents show runs."""
 
+import argparse
+import inspect
 import pathlib
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 import distilljax
+from distilljax import cards, data
 from distilljax.data import arrays
 from distilljax.method import Method
 from distilljax.methods import CATALOGUE
@@ -82,3 +86,52 @@ def test_the_evaluation_page_measures(capsys):
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in shown] == ["frechet", "kid", "recall"]
     assert all(np.isfinite(float(line[1])) and line[3] == "200" for line in shown)
+
+
+def written_files(root):
+    """What docs/data.md reads."""
+    rng = np.random.default_rng(0)
+    (root / "data").mkdir()
+    pixels = rng.integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    x0 = pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+    np.savez(root / "data" / "cifar10.npz", x0=x0, cond=np.arange(8))
+    for i, picture in enumerate(pixels):
+        path = root / "data" / "images" / str(i % 2) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    cond = rng.normal(size=(5, 16)).astype(np.float32)
+    np.savez(root / "data" / "prompts.npz", cond=cond)
+    digits = data.digits().take(np.arange(6))
+    made = arrays(digits["x0"], digits["cond"], num_classes=10, eps=digits["x0"])
+    data.write_records(made, root / "runs" / "digits" / "pairs")
+
+
+def test_every_source_of_the_data_page_is_that_of_its_card(tmp_path, monkeypatch):
+    written_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "data.md").read_text()
+    space, met = {"data": data}, set()
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        if "data.tfds(" in code:
+            # Nothing is downloaded here: tests/data/test_prepared.py reads one.
+            call = {"data": argparse.Namespace(tfds=lambda name, **k: (name, k))}
+            exec(code, call)
+            name, options = call["source"]
+            assert call["section"] == {"name": "tfds", "dataset": name, **options}
+            assert set(options) <= set(inspect.signature(data.tfds).parameters)
+            met.add("tfds")
+            continue
+        exec(code, space)
+        section, source = dict(space["section"]), space["source"]
+        met.add(section["name"])
+        card = cards.card(
+            "flow_matching",
+            source=section,
+            networks={"backbone": {"name": "mlp", "width": 8}},
+        )
+        outline = cards.outline(card)
+        assert outline.sample_shape == tuple(source.sample_shape)
+        found = cards.expand(card).source
+        assert found.fingerprint == source.fingerprint
+        assert len(found) == len(source) > 0
+    assert met == set(cards.SOURCES)

@@ -15,6 +15,8 @@ from distilljax.draws import (
     OdeRollout,
     Renoise,
     Rollout,
+    StoredPairs,
+    StoredTrajectory,
     TeacherTrajectory,
 )
 from distilljax.solvers import Euler
@@ -169,6 +171,26 @@ def test_states_lie_on_the_teachers_trajectory(path):
     )
     np.testing.assert_array_equal(rough["states"][0], start)
     assert float(jnp.abs(rough["end"] - found["end"]).max()) > 1e-2
+
+
+@pytest.mark.parametrize("segments", [1, 3])
+def test_stored_trajectories_are_read_as_the_teachers_own(segments):
+    net = oracles.network(exact.gaussian(), LINEAR)
+    ctx = dataclasses.replace(context(8, student=net, teacher=net), sample_shape=(2,))
+    wanted = TeacherTrajectory(segments, 4)(ctx)
+    data = {"x0": wanted["end"]}
+    if segments == 1:
+        draw, data["eps"] = StoredPairs(), wanted["states"][0]
+    else:
+        draw = StoredTrajectory(segments)
+        data["states"] = jnp.moveaxis(wanted["states"], 0, 1)
+        data["times"] = jnp.tile(jnp.asarray(wanted["times"]), (8, 1))
+    assert draw.fields == set(data)
+    found = draw(dataclasses.replace(ctx, data=data))
+    for name in ("states", "end"):
+        np.testing.assert_array_equal(found[name], wanted[name])
+    for t, time in zip(found["times"], wanted["times"], strict=True):
+        np.testing.assert_allclose(t, time, rtol=1e-6)
 
 
 def test_trajectories_carry_no_gradient():

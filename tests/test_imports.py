@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    ("errors", "paths", "predictions", "fields", "flow_maps", "solvers", "times"),
+    ("errors", "storage"),
+    ("paths", "predictions", "fields", "flow_maps", "solvers", "times"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
     ("oracles", "sampling", "draws", "adapters"),
@@ -21,7 +22,8 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("generation", "specs", "cards", "ahead", "api", "quickstart", "cli", "__main__"),
+    ("generation", "specs", "cards", "ahead", "api"),
+    ("pairs", "quickstart", "cli", "__main__"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.

@@ -2,7 +2,8 @@
 
     distilljax train --config=configs/cifar/rcm.py --teacher=runs/cifar/teacher
 
-Data: data/cifar10.npz with x0 [50000, 32, 32, 3] in [-1, 1] and labels cond.
+Data: data/cifar10.npz with x0 [50000, 32, 32, 3] in [-1, 1] and labels cond; with
+rcm.py:tfds TFDS's cifar10, with :records data/cifar10.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
@@ -11,11 +12,12 @@ Reproduces: no paper's row.
 from distilljax.cards import pod_card
 
 
-def get_config():
+def get_config(source="npz"):
     return pod_card(
         "cifar",
         "rcm",
         {"warmup": 10000, "critic_steps": 4},
         lr=1e-5,
+        source=source,
         critics=("fake_score",),
     )

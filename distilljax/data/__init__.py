@@ -1,28 +1,35 @@
 """Sources of samples and the pipeline that batches them."""
 
+from distilljax.data.array_records import pairs, records, write_records
+from distilljax.data.counts import interleaved_labels, label_counts
 from distilljax.data.files import npz
-from distilljax.data.labels import interleaved_labels, label_counts
+from distilljax.data.images import ReadSource, image_folder, mirrored
 from distilljax.data.pipeline import batches
-from distilljax.data.sources import (
-    ArraySource,
-    Mixture,
-    Source,
-    arrays,
-    digits,
-    mixture,
-    planar_mixture,
-)
+from distilljax.data.planar import Mixture, curves, mixture, planar_mixture
+from distilljax.data.prepared import tfds
+from distilljax.data.sources import ArraySource, Source, arrays, digits
+from distilljax.data.without_data import conditions, labels
 
 __all__ = [
     "ArraySource",
     "Mixture",
+    "ReadSource",
     "Source",
     "arrays",
     "batches",
+    "conditions",
+    "curves",
     "digits",
+    "image_folder",
     "interleaved_labels",
     "label_counts",
+    "labels",
+    "mirrored",
     "mixture",
     "npz",
+    "pairs",
     "planar_mixture",
+    "records",
+    "tfds",
+    "write_records",
 ]

@@ -1,13 +1,63 @@
-"""Sources from files."""
+"""Sources from numpy's files."""
 
 from __future__ import annotations
 
 import os
-import pathlib
+import zipfile
 
 import numpy as np
+from etils import epath
 
-from distilljax.data.sources import ArraySource, arrays
+from distilljax import storage
+from distilljax.data.images import mirrored
+from distilljax.data.sources import Source, arrays
+
+# Fields that methods read beside x0.
+_FIELDS = ("cond", "eps", "y", "weight")
+
+
+def load_npz(
+    path: str | os.PathLike, needed: tuple[str, ...], what: str
+) -> tuple[epath.Path, dict[str, np.ndarray]]:
+    """The arrays of an ``.npz``, in memory.
+
+    Args:
+      path: the file.
+      needed: arrays that it must hold.
+      what: what to write into it where there is none.
+
+    Raises:
+      ValueError: if it is not there, damaged or lacks an array.
+    """
+    path = epath.Path(path)
+    if not path.is_file():
+        raise ValueError(f"no data at {path}: write {what} into it with np.savez")
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            found = dict(archive)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}); write it again") from error
+    for name in needed:
+        if name not in found:
+            raise ValueError(f"{path} must hold {name!r}, it has {sorted(found)}")
+    return path, found
+
+
+def _load_folder(path: epath.Path) -> dict[str, np.ndarray]:
+    """The arrays of a folder's ``.npy`` files; on local disk they stay there."""
+    found = {}
+    for file in sorted(path.glob("*.npy")):
+        if storage.is_local(file):
+            found[file.stem] = np.load(file, mmap_mode="r")
+        else:
+            with file.open("rb") as opened:
+                found[file.stem] = np.load(opened)
+    if "x0" not in found:
+        raise ValueError(
+            f"{path} must hold x0.npy, and cond.npy if there are conditions; it has "
+            f"{sorted(f'{name}.npy' for name in found)}"
+        )
+    return found
 
 
 def npz(
@@ -16,38 +66,42 @@ def npz(
     sample_shape: tuple[int, ...],
     num_classes: int | None = None,
     images: bool | None = None,
-) -> ArraySource:
-    """Samples ``x0`` and, if it is there, ``cond`` of an ``.npz`` file, in memory.
+    flip: bool = False,
+) -> Source:
+    """Samples ``x0`` and, if it is there, ``cond`` of numpy's files.
 
     Args:
-      path: file with ``x0 [N, *sample_shape]``, floating, and labels or embeddings
-        ``cond [N, ...]``.
+      path: ``.npz`` with ``x0 [N, *sample_shape]``, floating, and labels or embeddings
+        ``cond [N, ...]``, read into memory; or a folder with ``x0.npy`` and
+        ``cond.npy``, which are memory-mapped on local disk (float32; other types are
+        converted in memory).
       sample_shape: what the file must hold; a card says it, so that programs can be
         built without the data.
       num_classes: see `arrays`.
       images: see `arrays`; False for latents.
+      flip: adds the mirror images, see `mirrored`.
 
     Returns:
-      The source.
+      The source, with the fields ``x0``, and ``cond``, ``eps``, ``y`` and ``weight``
+      where the file has them.
 
     Raises:
       ValueError: if the file is not there, holds no ``x0`` or samples of another shape,
         and where `arrays` does.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"no data at {path}: write x0 [N, {', '.join(map(str, sample_shape))}] "
-            "(images in [-1, 1], or latents) and cond [N] into it with np.savez"
-        )
-    with np.load(path) as found:
-        if "x0" not in found:
-            raise ValueError(f"{path} must hold 'x0', it has {sorted(found.files)}")
-        x0 = found["x0"]
-        cond = found.get("cond")
+    path = epath.Path(path)
+    if path.is_dir():
+        found = _load_folder(path)
+    else:
+        shape = ", ".join(map(str, sample_shape))
+        what = f"x0 [N, {shape}] (images in [-1, 1], or latents) and cond [N]"
+        path, found = load_npz(path, ("x0",), what)
+    x0 = found.pop("x0")
     if x0.shape[1:] != tuple(sample_shape):
         raise ValueError(
             f"{path}: x0 must be [N, {', '.join(map(str, sample_shape))}], got "
             f"{x0.shape}"
         )
-    return arrays(x0, cond, num_classes=num_classes, images=images, name=path.stem)
+    rest = {name: found[name] for name in _FIELDS if name in found}
+    source = arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
+    return mirrored(source) if flip else source

@@ -2,15 +2,18 @@
 
 Element ``k`` of the stream is a function of the seed and ``k`` alone. Indices are drawn
 for a whole stack at once and the source gathers them in one call, so that one
-background thread keeps up with any training step; grain owns prefetching and the
-iterator's state.
+background thread keeps up with any training step; a source that decodes files is read
+by several. grain owns prefetching and the iterator's state.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Sequence
+from concurrent import futures
+from typing import NoReturn
 
 import grain
 import jax
@@ -30,8 +33,10 @@ class _Stacks(Sequence):
         seed: int | None,
         offset: int,
         repeat: bool,
+        pool: futures.Executor | None,
     ):
         self._source = source
+        self._pool = pool
         self._shape = shape
         self._columns = columns
         self._seed = seed
@@ -62,16 +67,93 @@ class _Stacks(Sequence):
     def __getitem__(self, number) -> Sample:
         flat = self._indices(self._offset + int(number) * self._per_stack)
         kept = flat.reshape(self._shape)[..., self._columns]
-        rows = _take(self._source, kept.reshape(-1))
+        rows = take(self._source, kept.reshape(-1), self._pool)
         return jax.tree.map(lambda a: a.reshape(kept.shape + a.shape[1:]), rows)
 
 
-def _take(source: Source, indices: np.ndarray) -> Sample:
-    take = getattr(source, "take", None)
-    if take is not None:
-        return take(indices)
-    rows = [source[int(i)] for i in indices]
-    return jax.tree.map(lambda *values: np.stack(values), *rows)
+def take(
+    source: Source, indices: np.ndarray, pool: futures.Executor | None = None
+) -> Sample:
+    """Samples of a source at ``indices [n]``, as a dict of fresh arrays ``[n, ...]``.
+
+    Args:
+      source: the source; without ``take`` of its own it is read item by item.
+      indices: which samples.
+      pool: reads items side by side.
+
+    Raises:
+      ValueError: if the source raises, naming it and the sample.
+    """
+    gather = getattr(source, "take", None)
+    if gather is not None:
+        try:
+            return gather(indices)
+        except Exception as error:  # what a source raises is not known here
+            _blame(source, _culprit(source, indices), error)
+    size = max(1, -(-len(indices) // _PARTS))
+    parts = [indices[i : i + size] for i in range(0, len(indices), size)]
+    read = functools.partial(_items, source)
+    spread = map if pool is None else pool.map
+    rows = [row for part in spread(read, parts) for row in part]
+    try:
+        return jax.tree.map(lambda *values: np.stack(values), *rows)
+    except ValueError as error:
+        raise ValueError(
+            f"source {_name(source)}: samples {_listed(indices)} must have equal "
+            f"fields and shapes ({error}); bring them to one shape in the source"
+        ) from error
+
+
+# Pieces of a stack that threads take in turn.
+_PARTS = 64
+
+
+def _items(source: Source, indices: np.ndarray) -> list[Sample]:
+    rows = []
+    for index in indices:
+        try:
+            rows.append(source[int(index)])
+        except Exception as error:  # what a source raises is not known here
+            _blame(source, f"sample {index}", error)
+    return rows
+
+
+def _culprit(source: Source, indices: np.ndarray) -> str:
+    """The first sample that cannot be read alone."""
+    for index in indices:
+        try:
+            source[int(index)]
+        except Exception:  # the caller reports it
+            return f"sample {index}"
+    return f"samples {_listed(indices)} together"
+
+
+def _listed(indices: np.ndarray) -> str:
+    text = ", ".join(str(i) for i in indices[:4])
+    return text + (", ..." if len(indices) > 4 else "")
+
+
+def _name(source: Source) -> str:
+    return getattr(source, "name", type(source).__name__)
+
+
+def _blame(source: Source, what: str, error: Exception) -> NoReturn:
+    mend = "repair or remove it there, or pass a source without it"
+    if isinstance(error, (IndexError, StopIteration)):
+        mend = f"its len is {len(source)}; give it the number of samples it can read"
+    raise ValueError(
+        f"source {_name(source)}: {what} cannot be read ({type(error).__name__}: "
+        f"{error}); {mend}"
+    ) from error
+
+
+def _pool(source: Source) -> futures.Executor | None:
+    """Threads for a source that is read item by item, as many as it asks for."""
+    threads = getattr(source, "read_threads", None)
+    if threads is None or getattr(source, "take", None) is not None:
+        return None
+    threads = threads or os.cpu_count() or 1
+    return futures.ThreadPoolExecutor(threads, "distilljax_read")
 
 
 def _positive(**values: int) -> None:
@@ -101,7 +183,8 @@ def batches(
     ``p B .. (p + 1) B`` of every global batch.
 
     Args:
-      source: the data.
+      source: the data. One without ``take`` is read item by item, by ``read_threads``
+        threads (0: one a processor) if it has such an attribute.
       batch_size: samples of one micro-batch over all processes.
       stack: batches per cycle (the repeats of all phases that take a fresh one).
       accumulate: micro-batches per update.
@@ -123,7 +206,8 @@ def batches(
 
     Raises:
       ValueError: on sizes below 1, a batch that the processes do not divide, or a
-        source that is empty or smaller than one stack when it is not repeated.
+        source that is empty or smaller than one stack when it is not repeated; from
+        ``next``, if the source raises, with its name and the sample's index.
     """
     _positive(
         batch_size=batch_size,
@@ -154,6 +238,7 @@ def batches(
         seed if shuffle else None,
         offset,
         repeat,
+        _pool(source),
     )
     if len(stacks) == 0:
         raise ValueError(

@@ -2,7 +2,8 @@
 
 A source is random access over samples and knows their shape, fields and number of
 classes. Everything here also has ``take(indices)``, which gathers a batch without a
-Python loop; a source of one's own (a database, files) may leave it out.
+Python loop; a source of one's own (a database, files) may leave it out, and its items
+are then read by ``read_threads`` threads if it has such an attribute.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-
-from distilljax.errors import unknown
 
 Sample = dict[str, np.ndarray]
 
@@ -31,7 +30,8 @@ class Source(Protocol):
     Attributes:
       sample_shape: shape of one ``x0``.
       num_classes: labels in ``cond`` are ``0 .. num_classes - 1``; None without labels.
-      fields: names of the fields of a sample, ``x0`` among them.
+      fields: names of the fields of a sample; ``x0`` is among them unless the source
+        serves methods without data.
       fingerprint: short text that is equal exactly when the data is.
     """
 
@@ -62,14 +62,16 @@ class ArraySource:
       columns: field -> array ``[N, ...]``.
       num_classes: see `Source`.
       name: how reports call it.
+      shape: `Source.sample_shape` where there is no ``x0``.
     """
 
     columns: Mapping[str, np.ndarray]
     num_classes: int | None = None
     name: str = "arrays"
+    shape: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.columns["x0"])
+        return len(next(iter(self.columns.values())))
 
     def __getitem__(self, index: int) -> Sample:
         return {k: np.array(v[index]) for k, v in self.columns.items()}
@@ -81,17 +83,30 @@ class ArraySource:
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one ``x0``."""
-        return self.columns["x0"].shape[1:]
+        return self.columns["x0"].shape[1:] if self.shape is None else self.shape
+
+    @property
+    def cond_features(self) -> int | None:
+        """Features of ``cond`` where it is embeddings ``[N, d]``."""
+        cond = self.columns.get("cond")
+        if cond is None or cond.dtype.kind != "f" or cond.ndim != 2:
+            return None
+        return cond.shape[1]
 
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the fields."""
         return tuple(self.columns)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Digest of names, types, shapes and contents; computed at first use."""
-        digest = hashlib.blake2b(f"{self.num_classes}".encode(), digest_size=12)
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        known = f"{self.num_classes}" + ("" if self.shape is None else f"{self.shape}")
+        digest = hashlib.blake2b(known.encode(), digest_size=12)
         for key in sorted(self.columns):
             column = self.columns[key]
             digest.update(f"{key}:{column.dtype}:{column.shape};".encode())
@@ -186,6 +201,31 @@ def _check_labels(cond: np.ndarray, num_classes: int | None) -> tuple[np.ndarray
     return cond.astype(np.int32), classes
 
 
+def condition(
+    cond: Any, num_classes: int | None, length: int | None = None
+) -> tuple[dict[str, np.ndarray], int | None]:
+    """The checked column ``cond`` by name, or nothing, and the number of classes."""
+    if cond is None:
+        if num_classes is not None:
+            raise ValueError(
+                f"num_classes={num_classes} needs labels as cond, got None"
+            )
+        return {}, None
+    column = _column("cond", cond, length)
+    if column.dtype.kind in "iu":
+        column, num_classes = _check_labels(column, num_classes)
+    elif column.dtype.kind != "f":
+        raise ValueError(
+            f"cond must be integer labels or float embeddings, got {column.dtype}"
+        )
+    elif num_classes is not None:
+        raise ValueError(
+            f"num_classes={num_classes} needs integer labels as cond, got dtype "
+            f"{column.dtype}; drop num_classes or pass labels"
+        )
+    return {"cond": column}, num_classes
+
+
 def arrays(
     x0: Any,
     cond: Any = None,
@@ -233,22 +273,8 @@ def arrays(
             )
         _check_images(samples)
     columns = {"x0": samples}
-    if cond is not None:
-        column = _column("cond", cond, len(samples))
-        if column.dtype.kind in "iu":
-            column, num_classes = _check_labels(column, num_classes)
-        elif column.dtype.kind != "f":
-            raise ValueError(
-                f"cond must be integer labels or float embeddings, got {column.dtype}"
-            )
-        elif num_classes is not None:
-            raise ValueError(
-                f"num_classes={num_classes} needs integer labels as cond, got dtype "
-                f"{column.dtype}; drop num_classes or pass labels"
-            )
-        columns["cond"] = column
-    elif num_classes is not None:
-        raise ValueError(f"num_classes={num_classes} needs labels as cond, got None")
+    given, num_classes = condition(cond, num_classes, len(samples))
+    columns |= given
     for key, value in fields.items():
         columns[key] = _column(key, value, len(samples))
     return ArraySource(columns, num_classes, name)
@@ -270,115 +296,3 @@ def digits() -> ArraySource:
     pixels, labels = datasets.load_digits(return_X_y=True)
     x0 = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 8.0 - 1.0
     return arrays(x0, labels, num_classes=10, name="digits")
-
-
-class Mixture(NamedTuple):
-    """A Gaussian mixture with one standard deviation.
-
-    Attributes:
-      means: ``[K, d]``.
-      std: of every component and axis.
-      weights: ``[K]``, sum 1.
-    """
-
-    means: np.ndarray
-    std: float
-    weights: np.ndarray
-
-    def sample(self, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Exact samples: ``x0 [size, d]`` float32 and component ``[size]`` int32."""
-        rng = np.random.default_rng(seed)
-        component = rng.choice(len(self.means), size, p=self.weights)
-        noise = rng.standard_normal((size, self.means.shape[1]))
-        x0 = self.means[component] + self.std * noise
-        return x0.astype(np.float32), component.astype(np.int32)
-
-
-def _ring(components: int, radius: float, seed: int) -> np.ndarray:
-    angle = 2.0 * np.pi * np.arange(components) / components
-    return radius * np.stack([np.cos(angle), np.sin(angle)], -1)
-
-
-def _grid(components: int, radius: float, seed: int) -> np.ndarray:
-    side = math.isqrt(components)
-    if side * side != components:
-        raise ValueError(
-            f"components of a grid must be a square number, got {components}; the "
-            f"nearest are {side**2} and {(side + 1) ** 2}"
-        )
-    axis = np.linspace(-radius, radius, side) if side > 1 else np.zeros(1)
-    return np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
-
-
-def _random(components: int, radius: float, seed: int) -> np.ndarray:
-    rng = np.random.default_rng((seed, components))
-    return rng.uniform(-radius, radius, (components, 2))
-
-
-LAYOUTS = {"ring": _ring, "grid": _grid, "random": _random}
-
-
-def planar_mixture(
-    layout: str = "ring",
-    *,
-    components: int = 8,
-    radius: float = 1.5,
-    std: float = 0.1,
-    seed: int = 0,
-) -> Mixture:
-    """A mixture of equal Gaussians in the plane.
-
-    Args:
-      layout: ``ring`` (on a circle), ``grid`` (a square number of them) or ``random``
-        (means uniform in the square, unequal weights).
-      components: number of Gaussians, at least 1.
-      radius: of the circle, or half the side of the square.
-      std: standard deviation of each, positive.
-      seed: of the random layout.
-
-    Raises:
-      ValueError: on an unknown layout or a value out of its range.
-    """
-    if layout not in LAYOUTS:
-        raise ValueError(unknown("layout", layout, LAYOUTS))
-    if components < 1 or std <= 0.0:
-        raise ValueError(
-            f"components must be at least 1 and std positive, got {components} and "
-            f"{std}"
-        )
-    means = LAYOUTS[layout](components, radius, seed)
-    weights = np.full(components, 1.0 / components)
-    if layout == "random":
-        weights = np.random.default_rng((seed, components, 1)).uniform(
-            0.5, 1.5, components
-        )
-        weights = weights / weights.sum()
-    return Mixture(means, std, weights)
-
-
-def mixture(
-    layout: str = "ring",
-    *,
-    size: int = 65536,
-    components: int = 8,
-    radius: float = 1.5,
-    std: float = 0.1,
-    seed: int = 0,
-) -> ArraySource:
-    """Exact samples of a `planar_mixture`; ``cond`` is the component.
-
-    Args:
-      layout: see `planar_mixture`.
-      size: number of samples.
-      components: see `planar_mixture`.
-      radius: see `planar_mixture`.
-      std: see `planar_mixture`.
-      seed: of the samples and of the random layout.
-    """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    law = planar_mixture(
-        layout, components=components, radius=radius, std=std, seed=seed
-    )
-    x0, component = law.sample(size, seed)
-    return arrays(x0, component, num_classes=components, name=f"mixture_{layout}")

@@ -6,7 +6,6 @@ imported by the functions that need them.
 
 from distilljax.evaluation.classifier import Classifier, PixelClassifier
 from distilljax.evaluation.figure import report_figure
-from distilljax.evaluation.files import write_atomic
 from distilljax.evaluation.machine import hardware, versions
 from distilljax.evaluation.measuring import evaluate
 from distilljax.evaluation.memorisation import Memorisation, memorisation_check
@@ -91,6 +90,5 @@ __all__ = [
     "summarise",
     "vendi_score",
     "versions",
-    "write_atomic",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that every parser reads."""
+"""JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -6,40 +6,9 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> Path:
-    """Writes a file so that a reader sees the old content or the new, never a part.
-
-    The bytes go to a temporary file in the same folder, which then replaces `path`.
-    The folder is made if it is missing.
-
-    Args:
-      path: where the file shall lie.
-      data: its content; text is written as UTF-8.
-
-    Returns:
-      The path.
-
-    Raises:
-      OSError: the folder cannot be written; nothing is left behind.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def strict(value: Any, name: str = "report") -> tuple[Any, list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 from numpy.typing import ArrayLike, NDArray
 
-from distilljax.evaluation.files import write_atomic
+from distilljax.storage import write_atomic
 
 _MAGENTA = (255, 0, 255)
 _BETWEEN = 64
@@ -65,7 +65,7 @@ def image_grid(
     return grid
 
 
-def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> Path:
+def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> epath.Path:
     """Writes a uint8 image ``[H, W]`` or ``[H, W, 3]`` as PNG, whole or not at all.
 
     Args:

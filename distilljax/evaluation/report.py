@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from etils import epath
 from numpy.typing import ArrayLike
 
 from distilljax.evaluation.figure import report_figure
-from distilljax.evaluation.files import dump_json, strict, write_atomic
+from distilljax.evaluation.files import dump_json, strict
 from distilljax.evaluation.page import report_page
 from distilljax.evaluation.panels import Curves
+from distilljax.storage import write_atomic
 
 _SECTIONS = ("seconds", "hardware", "versions", "teacher", "students")
 _COLUMNS = (
@@ -31,9 +32,9 @@ _COLUMNS = (
 class ReportFiles(NamedTuple):
     """Where `write_report` put things."""
 
-    json: Path
-    png: Path
-    html: Path
+    json: epath.Path
+    png: epath.Path
+    html: epath.Path
 
 
 def write_report(
@@ -92,7 +93,7 @@ def write_report(
     if notes:
         content["notes"] = [*content.get("notes", []), *notes]
 
-    folder = Path(folder)
+    folder = epath.Path(folder)
     png = report_figure(content, grids, curves, columns)
     samples = sorted(p.name for p in (folder / "samples").glob("*.npz"))
     html = report_page(content, png, samples)

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distilljax.errors import unknown
-from distilljax.evaluation.files import write_atomic
 from distilljax.evaluation.inputs import check_labels
 from distilljax.evaluation.statistics import Moments
+from distilljax.storage import write_atomic
 
 _KEYS = ("x", "x0", "samples", "images", "arr_0")
 _LABEL_KEYS = ("label", "labels", "cond", "arr_1")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from distilljax import losses, transforms
 from distilljax.context import Context
 from distilljax.corrections import Correction
-from distilljax.draws import Rollout, TeacherTrajectory
+from distilljax.draws import Rollout, TeacherTrajectory, Trajectory
 from distilljax.method import (
     Citation,
     Method,
@@ -95,7 +95,7 @@ def dmd2(
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = Uniform(),
     warm_start: int = 0,
-    warm_start_draw: TeacherTrajectory | None = None,
+    warm_start_draw: Trajectory | None = None,
     warm_start_weights: tuple[float, ...] | None = None,
     floor: float = 1e-5,
     slots: tuple[int, ...] | None = None,
@@ -124,7 +124,8 @@ def dmd2(
         matching begins (the released SDXL recipe starts its one-step student on
         noise-image pairs).
       warm_start_draw: those trajectories; default the grid of the most ``steps``, two
-        Heun steps a segment.
+        Heun steps a segment. `StoredPairs` and `StoredTrajectory` take them from the
+        batch, whose ``x0`` is then the teacher's, for the GAN too.
       warm_start_weights: weight of their states; default equal.
       floor: smallest divisor of the normaliser ``mean |x - D_real|``.
       slots: see `draws.Rollout`; None draws one exit step for the whole batch.
@@ -156,13 +157,14 @@ def dmd2(
             discriminator=Role("discriminator", init="random"),
         )
         trains += ("discriminator",)
-    stages = ()
+    stages, fields = (), frozenset({"x0"} if gan else ())
     if warm_start:
         draw = warm_start_draw or TeacherTrajectory(
             max(steps), grid=grid, guidance=guidance, path=path
         )
         weights = warm_start_weights or (1.0,) * draw.segments
         stages = (Stage(warm_start, (follow_teacher(draw, weights),)),)
+        fields |= draw.fields
     return check(
         Method(
             name="dmd2",
@@ -170,7 +172,7 @@ def dmd2(
             phases=twin_phases(
                 critic_terms, student_terms, draws, critic_steps, trains=trains
             ),
-            batch=frozenset({"x0"} if gan else ()),
+            batch=fields,
             sampling=Sampling(
                 sampling_grid or grid, Consistency(), path, two_time=False
             ),
@@ -180,7 +182,7 @@ def dmd2(
     )
 
 
-def follow_teacher(draw: TeacherTrajectory, weights: tuple[float, ...]) -> Phase:
+def follow_teacher(draw: Trajectory, weights: tuple[float, ...]) -> Phase:
     """Phase that regresses ``f(x_t, t, 0)`` on the end of the teacher's trajectory.
 
     Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from distilljax import losses, transforms
 from distilljax.context import Context
-from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory
+from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
 from distilljax.losses.divergences import Divergence, divergence_of
 from distilljax.method import Citation, Method, Out, Sampling, Term, check
 from distilljax.methods.distribution import DMD2, dmd2
@@ -118,8 +118,7 @@ def dmd(
     *,
     regression_weight: Schedule = 0.25,
     metric: Metric = half_mse,
-    pairs: TeacherTrajectory | None = None,
-    pairs_in_batch: bool = False,
+    pairs: Trajectory | None = None,
     law: Law = central(0.02),
     critic_law: Law = Uniform(),
     guidance: float = 1.0,
@@ -140,9 +139,8 @@ def dmd(
         leaves it and the pairs out.
       metric: ``d``; the paper's is LPIPS: `metrics.FeatureMetric` of its features.
       pairs: how the teacher makes the pairs anew in every update; default 16 Heun
-        steps under ``guidance``. The paper makes them once, beforehand.
-      pairs_in_batch: takes them from the batch: ``pair_noise``, standard normal, and
-        ``pair_x0``, where the teacher leads it under the batch's ``cond``.
+        steps under ``guidance``. The paper makes them once, beforehand: `StoredPairs`
+        takes those from the batch.
       law: times of the gap.
       critic_law: times at which the fake score is fitted.
       guidance: scale ``w`` of the teacher.
@@ -152,14 +150,9 @@ def dmd(
       path: path; default the student's network's.
 
     Returns:
-      The method. Batch: ``cond``, and the pairs if they come with it. Roles: student,
-      teacher, fake_score.
+      The method. Batch: ``cond``, and ``eps`` and ``x0`` of stored pairs. Roles:
+      student, teacher, fake_score.
     """
-    if pairs_in_batch and pairs is not None:
-        raise ValueError(
-            f"pairs must be None when pairs_in_batch=True, got {pairs}: they come from "
-            "the batch or from the teacher"
-        )
     matching = dmd2(
         steps=(1,),
         grid=grid,
@@ -176,24 +169,17 @@ def dmd(
     draw = pairs or TeacherTrajectory(1, 16, grid, guidance=guidance, path=path)
 
     def reach(ctx: Context) -> Array:
-        p = path_of(ctx, path)
-        if pairs_in_batch:
-            t = grid(1, p)[0]
-            z, y = p.start(ctx.data["pair_noise"], t=t), ctx.data["pair_x0"]
-        else:
-            found = ctx.data["pairs"]
-            z, t, y = found["states"][0], found["times"][0], found["end"]
-        f = ctx.nets.student.flow_map(ctx.cond, path=p, two_time=False)
+        found = ctx.data["pairs"]
+        z, t, y = found["states"][0], found["times"][0], found["end"]
+        f = ctx.nets.student.flow_map(ctx.cond, path=path_of(ctx, path), two_time=False)
         return losses.regress(losses.toward(f(z, t, 0.0), y), metric)
 
     critic, student = matching.phases
-    drawn = {} if pairs_in_batch else {"pairs": draw}
     student = student._replace(
         terms=(*student.terms, Term("reach", reach, regression_weight)),
-        draws={**student.draws, **drawn},
+        draws={**student.draws, "pairs": draw},
     )
-    fields = frozenset({"pair_noise", "pair_x0"} if pairs_in_batch else ())
-    return check(matching._replace(phases=(critic, student), batch=fields))
+    return check(matching._replace(phases=(critic, student), batch=draw.fields))
 
 
 def f_distill(

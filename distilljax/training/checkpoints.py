@@ -8,8 +8,6 @@ fingerprint of the state, by which a damaged checkpoint is known).
 from __future__ import annotations
 
 import json
-import os
-import pathlib
 import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -18,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
+from distilljax import storage
 from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.state import TrainState, leaves
 
@@ -97,14 +97,14 @@ def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
     }
 
 
-def _started(folder: pathlib.Path) -> bool:
+def _started(folder: epath.Path) -> bool:
     """Whether a run left more than its config in the folder."""
     saves, metrics = folder / "checkpoints", folder / "metrics.jsonl"
     saved = saves.is_dir() and any(saves.iterdir())
-    return saved or (metrics.is_file() and metrics.stat().st_size > 0)
+    return saved or (metrics.is_file() and metrics.stat().length > 0)
 
 
-def claim(folder: pathlib.Path, config: TrainConfig, card: Mapping[str, Any]) -> None:
+def claim(folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]) -> None:
     """Makes a run folder this config's, or refuses.
 
     Args:
@@ -116,6 +116,7 @@ def claim(folder: pathlib.Path, config: TrainConfig, card: Mapping[str, Any]) ->
       ValueError: if the folder holds a run of another config; lists what differs.
     """
     settings = config.to_dict()
+    folder = epath.Path(folder)
     path = folder / "config.json"
     # A round trip, so that what was read and what is new compare equal.
     record = json.loads(json.dumps({"train": settings, **card}, default=str))
@@ -133,10 +134,7 @@ def claim(folder: pathlib.Path, config: TrainConfig, card: Mapping[str, Any]) ->
                 + "; ".join(changed)
                 + ". Choose another folder, or the old config to continue."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "config.json.tmp"
-    draft.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    os.replace(draft, path)
+    storage.write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 class _Mismatch(Exception):
@@ -153,9 +151,9 @@ def _described(tree: Any) -> dict[str, str]:
 class Checkpoints:
     """The checkpoints of a run folder; saving is asynchronous."""
 
-    def __init__(self, folder: pathlib.Path, config: CheckpointConfig):
+    def __init__(self, folder: epath.Path, config: CheckpointConfig):
         """Opens ``folder/checkpoints`` and sets partial checkpoints aside."""
-        self._root = pathlib.Path(folder).absolute() / "checkpoints"
+        self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
         self._root.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._root.iterdir()):
@@ -254,11 +252,11 @@ class Checkpoints:
             raise ValueError("its content does not match its fingerprint")
         return Restored(step, state, _unpacked(parts["data"]["state"]), meta)
 
-    def _set_aside(self, path: pathlib.Path, what: str) -> None:
+    def _set_aside(self, path: epath.Path, what: str) -> None:
         self._aside.mkdir(exist_ok=True)
         count = len(list(self._aside.iterdir()))
         target = self._aside / f"{count:03d}-{path.name}"
-        os.replace(path, target)
+        path.rename(target)
         warnings.warn(
             f"checkpoint {str(path)!r} {what}; moved to {str(target)!r}, using an "
             "older one or starting again",

@@ -60,8 +60,16 @@ def sample_shape(first: Mapping[str, Any], given: tuple[int, ...] | None, data: 
 
 
 def shapes(first: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes and dtypes of a batch, as the devices hold them."""
-    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(first)))
+    """Shapes and dtypes of a batch of all processes, as the devices hold them."""
+    held = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(first)))
+    count = jax.process_count()
+
+    def whole(part: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        stack, accumulate, batch, *rest = part.shape
+        shape = (stack, accumulate, batch * count, *rest)
+        return jax.ShapeDtypeStruct(shape, part.dtype)
+
+    return held if count == 1 else jax.tree.map(whole, held)
 
 
 def check_batch(setup: Setup, first: Mapping[str, Any]) -> None:
@@ -74,7 +82,8 @@ def check_batch(setup: Setup, first: Mapping[str, Any]) -> None:
     method, config = setup.method, setup.config
     _check_fields(method, first)
     n = batches(method.phases_at(0))
-    lead = (n, setup.stacked, config.batch_size // setup.stacked)
+    batch = config.batch_size // (setup.stacked * jax.process_count())
+    lead = (n, setup.stacked, batch)
     for name, value in first.items():
         for leaf in jax.tree.leaves(value):
             shape = np.shape(leaf)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from distilljax import storage
 from distilljax.training.state import leaves
 
 
-def save_params(path: str | os.PathLike, params: Any) -> pathlib.Path:
+def save_params(path: str | os.PathLike, params: Any) -> epath.Path:
     """Writes nested dicts of arrays; the file is whole or absent.
 
     Args:
@@ -21,13 +22,9 @@ def save_params(path: str | os.PathLike, params: Any) -> pathlib.Path:
     Returns:
       The path.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".tmp.npz")
     flat = {name: np.asarray(leaf) for name, leaf in leaves(params).items()}
-    np.savez(part, allow_pickle=False, **flat)
-    os.replace(part, path)
-    return path
+    storage.save_npz(path, flat)
+    return epath.Path(path)
 
 
 def load_params(path: str | os.PathLike) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def load_params(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ValueError: if the file does not exist or cannot be read.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if not path.is_file():
         raise ValueError(
             f"no parameters at {path}: train that run to its end first, or check the "
@@ -44,7 +41,7 @@ def load_params(path: str | os.PathLike) -> dict[str, Any]:
         )
     out: dict[str, Any] = {}
     try:
-        with np.load(path) as found:
+        with path.open("rb") as file, np.load(file) as found:
             flat = dict(found)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({error}); write it again") from error

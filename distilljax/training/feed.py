@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
-from distilljax.training.placement import ROWS, sharding
+from distilljax.training.placement import ROWS, sharding, share
 from distilljax.training.roles import Setup
 
 
@@ -22,16 +24,23 @@ class Feed:
     """Batches of cycles ``[n, accumulate, B, ...]``.
 
     A source gets one iterator a stage, with as many batches a cycle as the stage's
-    phases take; an iterator given serves all stages.
+    phases take; an iterator given serves all stages. Of several processes each reads
+    its own columns ``B`` of a batch.
     """
 
-    def __init__(self, method: Method, data: Any, config: TrainConfig):
+    def __init__(
+        self, method: Method, data: Any, config: TrainConfig, mesh: Mesh | None = None
+    ):
         """Takes a source or an iterator with ``get_state`` and ``set_state``.
+
+        Each process reads its own columns of the batches of a source; an iterator gives
+        those of its process.
 
         Raises:
           ValueError: on an iterator whose position could not be restored.
         """
         self._method, self._data, self._config = method, data, config
+        self._share = share(mesh)
         self._given = hasattr(data, "__next__")
         if self._given:
             lacks = [n for n in ("get_state", "set_state") if not hasattr(data, n)]
@@ -64,6 +73,8 @@ class Feed:
             stack=batches(phases),
             accumulate=stacked,
             seed=config.seed,
+            process_index=self._share[0],
+            process_count=self._share[1],
             offset=self._samples_before(stage),
         )
 
@@ -109,9 +120,16 @@ class Feed:
 def place(setup: Setup, batch: Any) -> Any:
     """Puts a batch on the devices of a mesh, split along its batch axis.
 
-    Without a mesh it stays as it is: the program takes it from the host itself, which
-    costs less than a transfer asked for from Python.
+    Every process gives its own columns. Without a mesh the batch stays as it is: the
+    program takes it from the host itself, which costs less than a transfer asked for
+    from Python.
     """
     if setup.mesh is None:
         return batch
-    return jax.device_put(batch, sharding(setup.mesh, None, None, ROWS))
+    split = sharding(setup.mesh, None, None, ROWS)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, split)
+    return jax.tree.map(
+        lambda part: jax.make_array_from_process_local_data(split, np.asarray(part)),
+        batch,
+    )

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 
 def _package(name: str, extra: str) -> Any:
@@ -34,7 +34,7 @@ class TensorBoard:
     A continued run writes to the same folder and hides its events of later cycles.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int, record: Mapping[str, Any]):
+    def __init__(self, folder: epath.Path, step: int, record: Mapping[str, Any]):
         """Opens the folder for a run that continues after cycle ``step``."""
         package = _package("tensorboardX", "tensorboard")
         # The suffix keeps two files apart that are opened within a second.
@@ -67,7 +67,7 @@ class WandB:
     that it has: those that a continued run repeats, equal ones, it ignores.
     """
 
-    def __init__(self, folder: pathlib.Path, step: int, record: Mapping[str, Any]):
+    def __init__(self, folder: epath.Path, step: int, record: Mapping[str, Any]):
         """Starts the run of W&B, or continues it."""
         self._package = _package("wandb", "wandb")
         path = folder / "wandb_id"
@@ -77,7 +77,7 @@ class WandB:
             id=path.read_text(),
             resume="allow",
             project=os.environ.get("WANDB_PROJECT", "distilljax"),
-            name=folder.absolute().name,
+            name=folder.name,
             dir=str(folder),
             config=dict(record),
             allow_val_change=True,
@@ -97,7 +97,7 @@ class WandB:
         self._run.finish()
 
 
-OPENERS: dict[str, Callable[[pathlib.Path, int, Mapping[str, Any]], Any]] = {
+OPENERS: dict[str, Callable[[epath.Path, int, Mapping[str, Any]], Any]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
 }

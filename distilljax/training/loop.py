@@ -8,8 +8,6 @@ a short cycle stays small.
 from __future__ import annotations
 
 import os
-import pathlib
-import re
 import signal
 import time
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
 from distilljax._version import __version__
 from distilljax.binding import Network
@@ -80,7 +79,7 @@ def train(
     """
     method = check(method)
     config = TrainConfig.of(config, roles=method.roles)
-    path = _local(folder)
+    path = None if folder is None else epath.Path(folder)
     where = None if path is None else path / "profile"
     traced = Profile(profile, where, config.cycles)
     run = _Run(method, networks, params, data, config, sample_shape)
@@ -108,11 +107,12 @@ class _Run:
     def __init__(self, method, networks, params, data, config, sample_shape):
         checks.check_source(method, data)
         self.config, self.given = config, params
-        self.feed = Feed(method, data, config)
+        mesh = run_mesh(config)
+        self.feed = Feed(method, data, config, mesh)
         first = self.feed.next(0)
         shape = checks.sample_shape(first, sample_shape, data)
         self.setup = make_setup(
-            method, networks, config, shape, run_mesh(config), checks.shapes(first)
+            method, networks, config, shape, mesh, checks.shapes(first)
         )
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)
@@ -272,7 +272,7 @@ class _Run:
                 self.writers.images(self.step, shown)
         return evaluated
 
-    def result(self, folder: pathlib.Path | None) -> TrainResult:
+    def result(self, folder: epath.Path | None) -> TrainResult:
         return TrainResult(
             self.step,
             self.state,
@@ -289,16 +289,6 @@ class _Run:
         for part in (self.saves, self.writers, self.bar, self.feed):
             if part is not None:
                 part.close()
-
-
-def _local(folder: str | os.PathLike | None) -> pathlib.Path | None:
-    """The run folder as a path; a bucket's address would become a folder's name."""
-    if folder is not None and re.match(r"\w{2,}:/", str(folder)):
-        raise ValueError(
-            f"folder must be a path of the file system, got {str(folder)!r}; mount the "
-            "bucket, for example with gcsfuse, and name the mount"
-        )
-    return None if folder is None else pathlib.Path(folder)
 
 
 def _due(every: int, step: int) -> bool:

@@ -83,6 +83,30 @@ def rows(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
+def share(mesh: Mesh | None) -> tuple[int, int]:
+    """``(index, count)``: the part of every batch that this process reads.
+
+    Processes that hold the same rows, split along ``tensor``, read the same part.
+
+    Raises:
+      ValueError: if the rows of this process are no such part.
+    """
+    if mesh is None or jax.process_count() == 1:
+        return 0, 1
+    total = rows(mesh)
+    held = sharding(mesh, ROWS).addressable_devices_indices_map((total,)).values()
+    first = sorted({index[0].start or 0 for index in held if index is not None})
+    width = len(first)
+    whole = list(range(first[0], first[0] + width))
+    if first != whole or total % width or first[0] % width:
+        raise ValueError(
+            f"process {jax.process_index()} holds the parts {first} of {total} of a "
+            f"batch on the mesh {dict(mesh.shape)}, which are no equal share in a row; "
+            "choose axes that the devices of a process divide"
+        )
+    return first[0] // width, total // width
+
+
 def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
     """Sharding of the leading axes over mesh axes; replicated without."""
     return NamedSharding(mesh, PartitionSpec(*axes))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import pathlib
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
+from etils import epath
 
 
 class Profile:
@@ -20,7 +20,7 @@ class Profile:
     def __init__(
         self,
         cycles: tuple[int, int] | None,
-        folder: pathlib.Path | None,
+        folder: epath.Path | None,
         total: int = 1,
     ):
         """Takes ``(first, last)`` of ``total`` cycles, or None for no trace.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from distilljax.training.roles import Setup
 from distilljax.training.state import Params, TrainState
@@ -55,7 +56,7 @@ class TrainResult(View):
 
     seconds: float = 0.0
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    folder: pathlib.Path | None = None
+    folder: epath.Path | None = None
 
 
 class Interrupted(SystemExit):

@@ -11,7 +11,6 @@ import io
 import json
 import math
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,9 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 import tqdm
+from etils import epath
 
+from distilljax.storage import Appender
 from distilljax.training import loggers
 
 
@@ -63,7 +64,7 @@ class Writers:
 
 
 def open_writers(
-    folder: pathlib.Path, step: int, names: Sequence[str], record: Mapping[str, Any]
+    folder: epath.Path, step: int, names: Sequence[str], record: Mapping[str, Any]
 ) -> Writers:
     """The writers of a run; none in processes other than the first.
 
@@ -95,20 +96,15 @@ class JsonLines:
     run left half written.
     """
 
-    def __init__(self, path: pathlib.Path, step: int = 0):
+    def __init__(self, path: epath.Path, step: int = 0):
         """Opens the file for a run that continues after cycle ``step``."""
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(kept))
-        os.replace(draft, path)
-        self._file = path.open("a")
+        self._file = Appender(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends a record; numbers that JSON lacks become null."""
         record = {"step": step} | {k: _number(v) for k, v in values.items()}
         self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Holds none."""
@@ -125,18 +121,15 @@ class Csv:
     it. Cells of names that a record lacks are empty.
     """
 
-    def __init__(self, path: pathlib.Path, step: int = 0):
+    def __init__(self, path: epath.Path, step: int = 0):
         """Opens the file for a run that continues after cycle ``step``."""
         self._path = path
         self._columns, rows = _table(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._rewrite([row for row in rows if int(row["step"]) <= step])
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        draft = self._path.with_suffix(".csv.tmp")
-        draft.write_text("".join(map(self._line, [_header(self._columns), *rows])))
-        os.replace(draft, self._path)
-        self._file = self._path.open("a")
+        lines = map(self._line, [_header(self._columns), *rows])
+        self._file = Appender(self._path, "".join(lines))
 
     def _line(self, row: Mapping[str, Any]) -> str:
         out = io.StringIO()
@@ -154,7 +147,6 @@ class Csv:
             self._columns = [*self._columns, *new]
             self._rewrite(rows)
         self._file.write(self._line(row))
-        self._file.flush()
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Holds none."""
@@ -168,7 +160,7 @@ def _header(columns: Sequence[str]) -> dict[str, str]:
     return {name: name for name in columns}
 
 
-def _table(path: pathlib.Path) -> tuple[list[str], list[dict[str, str]]]:
+def _table(path: epath.Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and whole rows of a table; a row torn by a kill is left out."""
     text = path.read_text() if path.exists() else ""
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
@@ -189,7 +181,7 @@ def _number(value: float) -> float | int | None:
     return value if math.isfinite(value) else None
 
 
-def _lines(path: pathlib.Path) -> list[str]:
+def _lines(path: epath.Path) -> list[str]:
     if not path.exists():
         return []
     whole = []
@@ -206,7 +198,7 @@ def _lines(path: pathlib.Path) -> list[str]:
 def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
     """Reads ``metrics.jsonl`` back: name -> steps and values; null becomes nan."""
     out: dict[str, tuple[list[int], list[float]]] = {}
-    for line in _lines(pathlib.Path(path)):
+    for line in _lines(epath.Path(path)):
         record = json.loads(line)
         for name, value in record.items():
             if name != "step":

@@ -8,6 +8,8 @@ import grain
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distilljax import data
 
@@ -29,8 +31,9 @@ class Slow:
 
     sample_shape, num_classes, fields, fingerprint = (1,), 10, ("x0", "cond"), "slow"
 
-    def __init__(self, n):
+    def __init__(self, n, read_threads=None):
         self._inner = numbered(n)
+        self.read_threads = read_threads
 
     def __len__(self):
         return len(self._inner)
@@ -224,3 +227,131 @@ class Empty(Slow):
 
     def __len__(self):
         return 0
+
+
+def global_stream(n, seed, count):
+    """The first ``count`` labels, from one process that takes them singly."""
+    return stream(numbered(n), count, batch_size=1, seed=seed).reshape(-1)
+
+
+@given(
+    n=st.integers(1, 30),
+    seed=st.integers(0, 2**31),
+    per_process=st.integers(1, 5),
+    processes=st.integers(1, 4),
+    stack=st.integers(1, 3),
+    accumulate=st.integers(1, 2),
+    resume_at=st.integers(0, 5),
+    threads=st.sampled_from([None, 1, 3]),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_order_depends_on_seed_and_source_alone(
+    n, seed, per_process, processes, stack, accumulate, resume_at, threads
+):
+    """Whatever the processes, stacks, threads, epoch borders and interruptions."""
+    source = numbered(n) if threads is None else Slow(n, threads)
+    count, parts = 6, []
+    for index in range(processes):
+        options = dict(
+            batch_size=per_process * processes,
+            stack=stack,
+            accumulate=accumulate,
+            seed=seed,
+            process_index=index,
+            process_count=processes,
+        )
+        it = data.batches(source, **options, prefetch=2)
+        got = [next(it)["cond"] for _ in range(resume_at)]
+        state = it.get_state()
+        it.close()
+        again = data.batches(source, **options, prefetch=1)
+        again.set_state(state)
+        got += [next(again)["cond"] for _ in range(count - resume_at)]
+        again.close()
+        parts.append(np.stack(got))
+    found = np.concatenate(parts, axis=-1).reshape(-1)
+    np.testing.assert_array_equal(found, global_stream(n, seed, len(found)))
+
+
+def test_threads_read_side_by_side_in_order():
+    class Sleeping(Slow):
+        def __getitem__(self, index):
+            time.sleep(0.004)
+            return super().__getitem__(index)
+
+    def timed(threads):
+        it = data.batches(Sleeping(64, threads), batch_size=64, seed=2, prefetch=0)
+        began = time.perf_counter()
+        found = next(it)["cond"].reshape(-1)
+        spent = time.perf_counter() - began
+        it.close()
+        return found, spent
+
+    (alone, slow), (together, fast) = timed(1), timed(16)
+    np.testing.assert_array_equal(alone, together)
+    assert slow > 0.25
+    assert fast < 0.5 * slow
+
+
+class Broken(Slow):
+    """A source whose sample 5 raises."""
+
+    name = "broken"
+
+    def __init__(self, n, error, threads=None):
+        super().__init__(n, threads)
+        self.error = error
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise self.error
+        return super().__getitem__(index)
+
+
+class BrokenTake(Broken):
+    """The same, gathered in one call."""
+
+    def take(self, indices):
+        if 5 in indices:
+            raise self.error
+        return self._inner.take(indices)
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+@pytest.mark.parametrize(
+    ("make", "threads"), [(Broken, None), (Broken, 3), (BrokenTake, None)]
+)
+def test_an_error_in_a_source_reaches_the_caller_with_name_and_index(
+    make, threads, prefetch
+):
+    source = make(8, KeyError("no such row"), threads)
+    it = data.batches(source, batch_size=2, shuffle=False, prefetch=prefetch)
+    assert next(it)["cond"].tolist() == [[[0, 1]]]
+    next(it)
+    with pytest.raises(
+        ValueError, match=r"source broken: sample 5 .*KeyError: 'no such row'.*repair"
+    ) as caught:
+        next(it)
+    assert isinstance(caught.value.__cause__, KeyError)
+    it.close()
+
+
+@pytest.mark.parametrize("error", [StopIteration(), IndexError("end")])
+def test_a_source_that_ends_early_says_so_and_does_not_hang(error):
+    it = data.batches(Broken(8, error), batch_size=8)
+    with pytest.raises(ValueError, match="sample 5 .*its len is 8; give it the number"):
+        next(it)
+    it.close()
+
+
+def test_samples_of_unequal_shape_are_refused():
+    class Uneven(Slow):
+        name = "uneven"
+
+        def __getitem__(self, index):
+            return {"x0": np.zeros(index + 1, np.float32)}
+
+    it = data.batches(Uneven(4), batch_size=2, shuffle=False)
+    with pytest.raises(ValueError, match="source uneven: samples 0, 1 must have equal"):
+        next(it)
+    it.close()

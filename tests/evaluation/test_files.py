@@ -1,36 +1,13 @@
-"""Files appear whole, and JSON stays strict."""
+"""JSON stays strict."""
 
 import json
-import os
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax.evaluation.files import dump_json, strict, write_atomic
-
-
-def test_write_atomic_makes_folders_and_replaces(tmp_path):
-    path = tmp_path / "a" / "b.txt"
-    assert write_atomic(path, "old") == path
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(path.parent) == ["b.txt"]
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    write_atomic(path, "old")
-
-    def broken(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, "new")
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["report.json"]
+from distilljax.evaluation.files import dump_json, strict
 
 
 def test_strict_turns_what_is_not_finite_into_null_with_a_note():

@@ -10,7 +10,7 @@ import pytest
 
 from distilljax import losses, oracles, paths
 from distilljax.composition import compose
-from distilljax.draws import TeacherTrajectory
+from distilljax.draws import StoredPairs
 from distilljax.losses import DIVERGENCES, skew
 from distilljax.methods import diff_instruct, dmd, dmd2, f_distill, mean_flow, tdm
 from distilljax.methods.distribution import match_scores
@@ -103,19 +103,18 @@ def test_dmd_without_pairs_is_dmd2_without_its_gan():
 def pairs(oracle, count=16):
     noise = exact.normal(7, count, 2)
     return {
-        "pair_noise": noise,
-        "pair_x0": oracle.flow_map(LINEAR)(noise, 1.0, 0.0),
+        "eps": noise,
+        "x0": oracle.flow_map(LINEAR)(noise, 1.0, 0.0),
     }
 
 
 def test_dmd_regresses_on_pairs_of_the_batch():
-    method = dmd(pairs_in_batch=True)
-    assert method.batch == {"pair_noise", "pair_x0"}
-    assert "pairs" not in method.phases[-1].draws
+    method = dmd(pairs=StoredPairs())
+    assert method.batch == {"eps", "x0"}
     data, jumper = pairs(REAL), exact_jumper(REAL, LINEAR)
     found = play(method, data=data, student=jumper).values()
     assert float(found["reach"].max()) < 1e-20
-    moved = {**data, "pair_x0": data["pair_x0"] + jnp.asarray([0.2, 0.0])}
+    moved = {**data, "x0": data["x0"] + jnp.asarray([0.2, 0.0])}
     found = play(method, data=moved, student=jumper).values()
     exact.allclose(found["reach"], jnp.full(16, 0.5 * 0.2**2 / 2), 1e-10)
 
@@ -123,7 +122,7 @@ def test_dmd_regresses_on_pairs_of_the_batch():
 def test_dmd_adds_the_weighted_regression_to_its_gap():
     data = pairs(REAL)
     parts = [
-        student(dmd(pairs_in_batch=True, regression_weight=w), data=data)
+        student(dmd(pairs=StoredPairs(), regression_weight=w), data=data)
         for w in (0.5, 1.5, 3.5)
     ]
     same(
@@ -142,11 +141,6 @@ def test_pairs_of_a_draw_are_the_teachers_own_trajectories():
     # Heun's error of 16 steps against the exact map.
     assert float(right.values()["reach"].max()) < 1e-5
     assert float(wrong.values()["reach"].min()) > 1e-2
-
-
-def test_pairs_come_from_one_place():
-    with pytest.raises(ValueError, match="pairs must be None"):
-        dmd(pairs=TeacherTrajectory(1, 4), pairs_in_batch=True)
 
 
 def test_reverse_kl_is_dmd2():

@@ -1,0 +1,282 @@
+"""Images that are decoded as they are read, and mirrored ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from distilljax.data.sources import Sample, Source
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Files whose size joins the fingerprint of a folder.
+_SIZED = 1024
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReadSource:
+    """Samples that a function reads one by one, on several threads.
+
+    Attributes:
+      read: index -> sample.
+      length: number of samples.
+      sample_shape: see `Source`.
+      num_classes: see `Source`.
+      fields: see `Source`.
+      fingerprint: see `Source`.
+      name: how reports and errors call it.
+      read_threads: threads of the pipeline that read; 0 takes one a processor.
+    """
+
+    read: Callable[[int], Sample] = dataclasses.field(repr=False)
+    length: int
+    sample_shape: tuple[int, ...]
+    num_classes: int | None
+    fields: tuple[str, ...]
+    fingerprint: str
+    name: str
+    read_threads: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mirrored:
+    """A source with the mirror image of each of its samples behind them.
+
+    Sample ``i + N`` is sample ``i`` with its columns reversed, so that an epoch shows
+    both, and which one comes when follows from seed and index like all order.
+
+    Attributes:
+      source: the source of ``N`` samples.
+      mirrored: fields that are images.
+    """
+
+    source: Source
+    mirrored: tuple[str, ...] = ("x0",)
+
+    def __len__(self) -> int:
+        return 2 * len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = dict(self.source[index % len(self.source)])
+        if index >= len(self.source):
+            for name in self.mirrored:
+                sample[name] = np.ascontiguousarray(sample[name][..., ::-1, :])
+        return sample
+
+    @property
+    def take(self) -> Callable[[np.ndarray], Sample] | None:
+        """Gathers a batch where the source does."""
+        gather = getattr(self.source, "take", None)
+        return None if gather is None else functools.partial(self._take, gather)
+
+    def _take(self, gather: Callable[..., Sample], indices: np.ndarray) -> Sample:
+        sample = gather(indices % len(self.source))
+        turned = indices >= len(self.source)
+        for name in self.mirrored:
+            sample[name][turned] = sample[name][turned][..., ::-1, :]
+        return sample
+
+    @property
+    def read_threads(self) -> int | None:
+        """See `ReadSource`."""
+        return getattr(self.source, "read_threads", None)
+
+    @property
+    def name(self) -> str:
+        """How reports and errors call it."""
+        inner = getattr(self.source, "name", type(self.source).__name__)
+        return f"mirrored {inner}"
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one ``x0``."""
+        return self.source.sample_shape
+
+    @property
+    def num_classes(self) -> int | None:
+        """See `Source`."""
+        return self.source.num_classes
+
+    @property
+    def cond_features(self) -> int | None:
+        """Features of ``cond`` where it is embeddings ``[N, d]``."""
+        return getattr(self.source, "cond_features", None)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return self.source.fields
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Source`."""
+        return f"mirrored-{self.source.fingerprint}"
+
+
+def mirrored(source: Source, fields: Sequence[str] = ("x0",)) -> Mirrored:
+    """A source and, behind its samples, their mirror images (horizontal flip).
+
+    Args:
+      source: images ``[H, W, C]`` or videos.
+      fields: fields that are images and turn together.
+
+    Raises:
+      ValueError: if the samples are no images, or a field is not there.
+    """
+    if len(source.sample_shape) < 3:
+        raise ValueError(
+            "source must hold images [H, W, C] to be mirrored, got samples of shape "
+            f"{source.sample_shape}; leave flip out"
+        )
+    missing = sorted({*fields} - {*source.fields})
+    if missing:
+        raise ValueError(f"fields {missing} are not in the source's {source.fields}")
+    return Mirrored(source, tuple(fields))
+
+
+def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
+    """A Pillow image as ``x0``: resized to cover the shape, centre cropped, in [-1, 1].
+
+    Args:
+      image: an opened image of any size and mode.
+      sample_shape: ``(H, W, C)`` with 1, 3 or 4 channels.
+
+    Returns:
+      float32 ``[H, W, C]``; bicubic where the size differs.
+    """
+    from PIL import Image, ImageOps
+
+    height, width, channels = sample_shape
+    # JPEG decodes at a fraction of its size, never below twice what is wanted.
+    image.draft(None, (2 * width, 2 * height))
+    image = image.convert(_MODES[channels])
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+    pixels = np.asarray(image, np.uint8).reshape(sample_shape)
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def check_image_shape(sample_shape: Sequence[int]) -> tuple[int, int, int]:
+    """``(H, W, C)``.
+
+    Raises:
+      ValueError: on another rank or number of channels.
+    """
+    shape = tuple(sample_shape)
+    if len(shape) != 3 or shape[2] not in _MODES:
+        raise ValueError(
+            f"sample_shape of images must be (H, W, C) with C 1, 3 or 4, got {shape}"
+        )
+    return shape
+
+
+def image_folder(
+    path: str | os.PathLike,
+    *,
+    sample_shape: tuple[int, int, int],
+    num_classes: int | None = None,
+    flip: bool = False,
+    read_threads: int = 0,
+) -> Source:
+    """Images ``path/<class>/<file>``, or ``path/<file>`` without labels.
+
+    Labels number the class folders in the order of their names, and samples come in the
+    order of class and file name, whatever the file system says. An image is resized to
+    cover ``sample_shape`` and cropped at the centre.
+
+    Args:
+      path: the folder; in a bucket too.
+      sample_shape: ``(H, W, C)`` with 1, 3 or 4 channels.
+      num_classes: number of class folders; a card says it, so that programs can be
+        built without the data.
+      flip: adds the mirror images, see `mirrored`.
+      read_threads: threads that decode; 0 takes one a processor.
+
+    Returns:
+      The source, fields ``x0`` and, with class folders, ``cond``. Its fingerprint holds
+      the names of all files and the sizes of 1024 of them.
+
+    Raises:
+      ValueError: if there are no images, or another number of class folders.
+    """
+    path, shape = epath.Path(path), check_image_shape(sample_shape)
+    if not path.is_dir():
+        raise ValueError(f"no images at {path}: there is no such folder")
+    inside = {p.name: _images(p) for p in path.iterdir() if p.is_dir()}
+    classes = sorted(name for name, images in inside.items() if images)
+    names = [f"{c}/{name}" for c in classes for name in inside[c]]
+    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
+    if not classes:
+        names = _images(path)
+    if not names:
+        raise ValueError(
+            f"no images at {path}: put them in one folder per class, "
+            f"{path}/<class>/<name>, or without classes into {path}; known are "
+            f"{', '.join(SUFFIXES)}"
+        )
+    found = len(classes) or None
+    if num_classes is not None and num_classes != found:
+        raise ValueError(
+            f"num_classes must be the number of class folders in {path}, {found}, got "
+            f"{num_classes}"
+        )
+    source = ReadSource(
+        functools.partial(
+            _read, path, tuple(names), np.asarray(labels, np.int32), shape
+        ),
+        len(names),
+        shape,
+        found,
+        ("x0", "cond") if classes else ("x0",),
+        _fingerprint(path, names, shape),
+        f"image_folder {path}",
+        read_threads,
+    )
+    return mirrored(source) if flip else source
+
+
+def _images(folder: epath.Path) -> list[str]:
+    names = (p.name for p in folder.iterdir())
+    return sorted(n for n in names if n.lower().endswith(SUFFIXES))
+
+
+def _read(
+    path: epath.Path,
+    names: tuple[str, ...],
+    labels: np.ndarray,
+    shape: tuple[int, int, int],
+    index: int,
+) -> Sample:
+    from PIL import Image
+
+    file = path / names[index]
+    try:
+        with file.open("rb") as opened, Image.open(opened) as image:
+            sample = {"x0": fitted(image, shape)}
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file}: {error}") from error
+    if len(labels):
+        sample["cond"] = labels[index]
+    return sample
+
+
+def _fingerprint(path: epath.Path, names: Sequence[str], shape: tuple[int, ...]) -> str:
+    digest = hashlib.blake2b(repr((len(names), shape)).encode(), digest_size=12)
+    for name in names:
+        digest.update(f"{name}\n".encode())
+    for i in range(0, len(names), max(1, len(names) // _SIZED)):
+        digest.update(f"{(path / names[i]).stat().length};".encode())
+    return digest.hexdigest()
