@@ -33,6 +33,7 @@ from distilljax.training.config import RoleConfig, TrainConfig
 
 SOURCES = {
     "digits": sources.digits,
+    "coloured_digits": sources.coloured_digits,
     "mixture": sources.mixture,
     "npz": files.npz,
 }
@@ -118,6 +119,7 @@ def digits_card(
     method: str,
     options: Mapping[str, Any] | None = None,
     *,
+    source: str = "digits",
     second_time: bool = False,
     **train: Any,
 ) -> ConfigDict:
@@ -126,6 +128,7 @@ def digits_card(
     Args:
       method: registry id.
       options: options of its factory.
+      source: ``digits`` or ``coloured_digits``.
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
@@ -135,7 +138,7 @@ def digits_card(
         "checkpoint": {"every": 500, "keep": 2},
         **train,
     }
-    return card(method, options, source={"name": "digits"}, networks=built, **settings)
+    return card(method, options, source={"name": source}, networks=built, **settings)
 
 
 def _players(

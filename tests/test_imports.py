@@ -13,7 +13,7 @@ FLOORS = (
     ("errors", "paths", "predictions", "fields", "flow_maps", "solvers", "times"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
-    ("oracles", "sampling", "draws", "adapters"),
+    ("oracles", "sampling", "draws", "editing", "adapters"),
     ("binding", "context", "method", "composition", "methods"),
     ("kernels",),
     ("networks",),
@@ -21,7 +21,10 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("generation", "specs", "cards", "ahead", "api", "quickstart", "cli", "__main__"),
+    (
+        *("generation", "specs", "cards", "ahead", "api", "image_edits", "quickstart"),
+        *("cli", "__main__"),
+    ),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.
