@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/coloured/scm.py --teacher=runs/coloured/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, about 45 s.
-Expected: TODO
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, about 1 minute.
+Expected: Frechet distance on pixels 1.06, 1.01, 0.96 at 1, 2, 4 steps, accuracy of the
+samples' classes at least 0.98; the teacher has 0.86 at 50.
 Reproduces: no paper's row; the settings are those of configs/digits/scm.py.
 """
 
