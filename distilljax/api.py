@@ -247,7 +247,7 @@ def sample(
         batch_size=batch_size,
         num_classes=fitted.num_classes,
         resume=None if out is None else f"{out}.parts",
-        tag=f"{fitted.method.name} {spent(steps, lead)}",
+        tag=f"{fitted.method.name} in {steps}, {spent(steps, lead)}",
         progress=progress,
     )
     if out is not None:

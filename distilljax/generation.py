@@ -134,8 +134,8 @@ def _lead_times(lead: Lead, times: tuple[float, ...], path: Path) -> tuple[float
     steps = len(times) - 1
     if not 1 <= lead.steps < steps:
         raise ValueError(
-            f"the teacher must leave the student a step: with {steps} steps it takes "
-            f"1 .. {steps - 1}, got {lead.steps}"
+            f"the teacher must take at least one step and leave the student one: of "
+            f"{steps} steps it was given {lead.steps}; change steps or the teacher's"
         )
     n, begin, end = _solver_steps(lead.solver, lead.nfe), times[0], times[lead.steps]
     with jax.ensure_compile_time_eval():

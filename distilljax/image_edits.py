@@ -253,7 +253,7 @@ def _checked(
         words = ", ".join("any" if a < 0 else str(a) for a in wanted)
         raise ValueError(
             f"images must be [N, {words}] for task {task!r} and a student of {shape}, "
-            f"got {x.shape}"
+            f"got {x.shape}; see the table of distilljax.edit"
         )
     if task == "super_resolve":
         factor, rest = divmod(shape[0], x.shape[1])

@@ -164,8 +164,9 @@ class Solver(Protocol):
       order: of the global error in the step size.
       kind: kind of field that it works with; `solve` converts others.
       noisy: whether its steps draw noise.
-      primed: whether its first step is handed the velocity at the start, which costs an
-        evaluation.
+
+    One with ``primed = True`` is handed the velocity at the start in its first step,
+    for one evaluation more.
     """
 
     @property
@@ -176,9 +177,6 @@ class Solver(Protocol):
 
     @property
     def noisy(self) -> bool: ...
-
-    @property
-    def primed(self) -> bool: ...
 
     def evaluations(self, steps: int) -> int:
         """Evaluations of the field in ``steps`` steps."""
@@ -206,7 +204,6 @@ class Euler:
     order = 1
     kind = "velocity"
     noisy = False
-    primed = False
 
     def evaluations(self, steps: int) -> int:
         return _evaluations(steps)
@@ -223,7 +220,6 @@ class Heun:
     order = 2
     kind = "velocity"
     noisy = False
-    primed = False
 
     def evaluations(self, steps: int) -> int:
         return _evaluations(steps, 2)
@@ -241,7 +237,6 @@ class Midpoint:
     order = 2
     kind = "velocity"
     noisy = False
-    primed = False
 
     def evaluations(self, steps: int) -> int:
         return _evaluations(steps, 2)
@@ -283,7 +278,6 @@ class DDIM:
     order = 1
     kind = "x0"
     noisy = False
-    primed = False
 
     def evaluations(self, steps: int) -> int:
         return _evaluations(steps)
@@ -303,7 +297,6 @@ class DPMSolverPP2M:
     order = 2
     kind = "x0"
     noisy = False
-    primed = False
 
     def evaluations(self, steps: int) -> int:
         return _evaluations(steps)
@@ -354,7 +347,6 @@ class SDE:
     order = 1
     kind = "x0"
     noisy = True
-    primed = False
 
     def __post_init__(self):
         if not 0.0 <= self.eta <= 1.0:
@@ -453,8 +445,9 @@ def solve(
         carry = jax.tree.map(lambda new, old: new.astype(old.dtype), found, carry)
         return carry, (carry[0] if trajectory else None)
 
-    primer = ode.velocity(x, t[0]) if solver.primed else jnp.zeros_like(x)
-    start = (x, Last(t[0], primer.astype(x.dtype)))
+    primed = getattr(solver, "primed", False)
+    found = ode.velocity(x, t[0]).astype(x.dtype) if primed else jnp.zeros_like(x)
+    start = (x, Last(t[0], found))
     steps = jnp.arange(t.shape[0] - 1)
     (x, _), states = jax.lax.scan(one, start, (steps, t[:-1], t[1:]))
     return x if states is None else (x, states)

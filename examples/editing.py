@@ -22,8 +22,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-import distilljax
-from distilljax import api, cards, editing, evaluation, generation, sampling, solvers
+from distilljax import (
+    api,
+    cards,
+    editing,
+    evaluation,
+    generation,
+    image_edits,
+    sampling,
+    solvers,
+)
 from distilljax.data import coloured_digits
 from distilljax.evaluation.panels import INK, MUTED
 
@@ -144,7 +152,7 @@ class Gallery:
 
     def edit(self, task: str, images: Any, **options: Any) -> np.ndarray:
         given = {"labels": self.labels, "steps": STEPS, "progress": False, **options}
-        return distilljax.edit(self.student, task, np.asarray(images), **given)
+        return image_edits.edit(self.student, task, np.asarray(images), **given)
 
     def original(self, remark: str = "not seen by the sampler") -> Row:
         return Row("original", remark, self.x0)
@@ -325,7 +333,7 @@ class Gallery:
     def interpolate(self) -> None:
         """Between two images of a digit: their noises, and what lies between."""
         source = coloured_digits(1, seed=1)
-        shares = np.linspace(0.0, 1.0, 10, dtype=np.float32)
+        shares = jnp.linspace(0.0, 1.0, 10)
         path = generation.sampling_path(self.student.method, self.student.network)
         rows = []
         for digit in (2, 4, 6, 8, 9):
