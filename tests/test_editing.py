@@ -15,7 +15,6 @@ from tests.exact import PATHS, allclose, gaussian, normal
 pytestmark = pytest.mark.usefixtures("x64")
 KEY = jax.random.key(5)
 SHAPE = (3, 8, 8, 3)
-NAMES = ("linear", "vp", "edm", "trigflow_half")
 MAPS = {
     "pixels": editing.pixels(np.arange(64).reshape(8, 8, 1) % 3),
     "luminance": editing.luminance(),
@@ -72,9 +71,8 @@ def test_the_first_coordinates_are_luminance_and_mean():
     allclose(editing.shrink(videos, 4)[1], -means, 1e-13)
 
 
-@pytest.mark.parametrize("name", ["edm", "trigflow_half"])
-def test_what_was_observed_is_kept_exactly(name):
-    path, y = PATHS[name], pictures(1)
+def test_what_was_observed_is_kept_exactly():
+    path, y = PATHS["trigflow_half"], pictures(1)
     x = path.start(normal(2, *SHAPE))
     hole = jnp.zeros((8, 8, 1)).at[2:6, 3:].set(1)
     edits = {
@@ -124,7 +122,7 @@ def test_under_jit_it_is_the_same_and_costs_one_evaluation_a_step():
     allclose(jax.jit(edited)(x), eager, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["linear", "edm"])
+@pytest.mark.parametrize("name", ["linear", "vp"])
 def test_of_independent_pixels_the_hole_has_the_law_of_the_data(name):
     path, oracle, n = PATHS[name], gaussian(), 20_000
     end = oracle.noised(path, path.t_max)
@@ -188,7 +186,7 @@ def test_denoising_one_step_is_the_map_at_the_level_of_the_noise():
     np.testing.assert_allclose(found.std(axis=0), oracle.std, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["vp", "edm"])
 def test_a_stroke_starts_between_picture_and_noise(name):
     path, y, eps = PATHS[name], pictures(1), normal(2, *SHAPE)
     stay = editing.stroke(y, 0.0, path).start
@@ -225,7 +223,7 @@ def test_interpolation_ends_at_both_samples():
 
 @pytest.mark.parametrize(
     ("name", "solver"),
-    [("trigflow_half", FireFlow()), ("edm", FireFlow()), ("linear", Midpoint())],
+    [("edm", FireFlow()), ("linear", Midpoint())],
 )
 def test_inversion_finds_the_noise_and_the_way_back(name, solver):
     path, oracle = PATHS[name], gaussian()
