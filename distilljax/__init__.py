@@ -10,6 +10,7 @@ from distilljax._version import __version__ as __version__
 
 _LAZY = {
     "compose": ("distilljax.composition", "compose"),
+    "edit": ("distilljax.image_edits", "edit"),
     "fit": ("distilljax.api", "fit"),
     "sample": ("distilljax.api", "sample"),
 }
@@ -19,6 +20,7 @@ _MODULES = (
     "corrections",
     "data",
     "draws",
+    "editing",
     "evaluation",
     "fields",
     "flow_maps",

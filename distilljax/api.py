@@ -198,6 +198,10 @@ def sample(
     labels: Any = None,
     seed: int = 0,
     batch_size: int = 512,
+    teacher: Fitted | str | os.PathLike | None = None,
+    teacher_steps: int = 1,
+    teacher_nfe: int | None = None,
+    guidance: float = 1.0,
     out: str | os.PathLike | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -205,12 +209,17 @@ def sample(
 
     Args:
       student: what `fit` returned, or the folder of a finished run.
-      steps: network evaluations per sample, at least 1.
+      steps: steps of the grid, at least 1; each is one network evaluation.
       count: number of samples; default one per label. Without labels, a class-
         conditional student gets every class in turn.
       labels: one class label per sample.
       seed: of noise and re-noising.
       batch_size: samples per program call.
+      teacher: takes the first steps in the student's place; see `generation.Lead`.
+      teacher_steps: how many, less than ``steps``.
+      teacher_nfe: its evaluations for them, without guidance; default 2 a step, with
+        Heun's method.
+      guidance: the teacher's scale ``w``; 1 is off, else its evaluations double.
       out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
         it; an interrupted call continues.
       progress: shows a bar; default on a terminal.
@@ -221,13 +230,23 @@ def sample(
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
+    lead, params = None, fitted.params
+    if teacher is not None:
+        first = teacher if isinstance(teacher, Fitted) else load(teacher)
+        lead = lead_of(fitted, first, teacher_steps, teacher_nfe, guidance)
+        params = (fitted.params, first.params)
+    elif teacher_steps != 1 or teacher_nfe is not None or guidance != 1:
+        raise ValueError(
+            "teacher_steps, teacher_nfe and guidance are those of a teacher that takes "
+            "the first steps: pass teacher="
+        )
     if labels is None and fitted.num_classes is not None:
         if count is None:
             count = 10 * fitted.num_classes
         labels = np.arange(count) % fitted.num_classes
     x = generation.generate(
-        generation.student_sampler(fitted.method, fitted.network, steps),
-        fitted.params,
+        generation.student_sampler(fitted.method, fitted.network, steps, lead=lead),
+        params,
         sample_shape=fitted.sample_shape,
         count=count,
         labels=labels,
@@ -235,12 +254,46 @@ def sample(
         batch_size=batch_size,
         num_classes=fitted.num_classes,
         resume=None if out is None else f"{out}.parts",
-        tag=f"{fitted.method.name} {steps} step{'s' if steps > 1 else ''}",
+        tag=f"{fitted.method.name} in {steps}, {spent(steps, lead)}",
         progress=progress,
     )
     if out is not None:
         save_samples(out, x, labels)
     return x
+
+
+def lead_of(
+    student: Fitted,
+    teacher: Fitted,
+    steps: int = 1,
+    nfe: int | None = None,
+    guidance: float = 1.0,
+) -> generation.Lead:
+    """A fitted teacher that takes a student's first steps.
+
+    Raises:
+      ValueError: if the two were not trained on samples of one shape and labels.
+    """
+    for name in ("sample_shape", "num_classes"):
+        own, other = getattr(student, name), getattr(teacher, name)
+        if own != other:
+            raise ValueError(
+                f"teacher and student must be of the same data: {name} of the student "
+                f"is {own}, of the teacher {other}"
+            )
+    nfe = 2 * steps if nfe is None else nfe
+    return generation.Lead(teacher.network, steps, nfe, guidance=guidance)
+
+
+def spent(steps: int, lead: generation.Lead | None = None) -> str:
+    """What a sample costs in words, ``"NFE 5 (teacher 2, student 3)"``."""
+    if lead is None:
+        return f"NFE {steps}"
+    ours = steps - lead.steps
+    return (
+        f"NFE {lead.evaluations + ours} (teacher {lead.evaluations}, student {ours}"
+        f"{f', guidance {lead.guidance:g}' if lead.guidance != 1 else ''})"
+    )
 
 
 def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:

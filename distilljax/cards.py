@@ -40,6 +40,7 @@ from distilljax.method import Method
 from distilljax.training.config import RoleConfig, TrainConfig
 
 SOURCES = {
+    "coloured_digits": sources.coloured_digits,
     "conditions": without_data.conditions,
     "curves": planar.curves,
     "digits": sources.digits,

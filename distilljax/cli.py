@@ -1,4 +1,4 @@
-"""The command line: ``distilljax train | sample | evaluate | pairs | ...``."""
+"""The command line: ``distilljax train | sample | edit | evaluate | pairs | ...``."""
 
 from __future__ import annotations
 
@@ -74,6 +74,16 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
+    sample.add_argument("--teacher", help="run folder; it takes the first steps")
+    sample.add_argument(
+        "--teacher-steps", type=int, default=1, help="how many of them, default 1"
+    )
+    sample.add_argument(
+        "--teacher-nfe", type=int, help="its evaluations for them, default 2 a step"
+    )
+    sample.add_argument(
+        "--guidance", type=float, default=1.0, help="its scale; 1 is off"
+    )
     sample.add_argument(
         "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
     )
@@ -132,6 +142,27 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     convert.add_argument("--out", required=True, help="folder")
     convert.add_argument("--shards", type=int, default=1, help="number of files")
     convert.add_argument("--x0", help="uint8, float16 or float32")
+    edit = commands.add_parser(
+        "edit",
+        help="fill, colour, enlarge, clean or redraw images with a student",
+        description="Tasks: inpaint (needs --mask), colourise, super_resolve, denoise "
+        "(needs --noise), stroke (needs --strength). See docs/editing.md.",
+    )
+    edit.add_argument("--run", required=True, help="run folder of the student")
+    edit.add_argument("--task", required=True, help="one of the tasks above")
+    edit.add_argument(
+        "--input", required=True, help=".npz with x [N, H, W, C], label, mask"
+    )
+    edit.add_argument("--mask", help=".npy or .npz, not 0 in the hole")
+    edit.add_argument("--noise", type=float, help="standard deviation of the noise")
+    edit.add_argument("--strength", type=float, help="in (0, 1]; 1 forgets the image")
+    edit.add_argument("--steps", type=int, default=8, help="network evaluations")
+    edit.add_argument("--labels", help="comma-separated labels, one per image")
+    edit.add_argument("--seed", type=int, default=0)
+    edit.add_argument("--batch-size", type=int, default=512)
+    edit.add_argument(
+        "--out", help="file, default <run>/edits/<task>_steps<k>_seed<s>.npz"
+    )
 
     report = commands.add_parser(
         "report", help="write the report of a quick start again"
@@ -269,31 +300,73 @@ def _compile(options: argparse.Namespace, rest: list[str]) -> int:
     return 0 if result.fits else 1
 
 
+def _labels(text: str | None) -> list[int] | None:
+    if not text:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--labels must be integers joined by commas, got {text!r}"
+        ) from None
+
+
 def _sample(options: argparse.Namespace, rest: list[str]) -> int:
     from etils import epath
 
     from distilljax import api
 
-    labels = None
-    if options.labels:
-        try:
-            labels = [int(part) for part in options.labels.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"--labels must be integers joined by commas, got {options.labels!r}"
-            ) from None
-    name = f"steps{options.steps}_seed{options.seed}.npz"
+    led = f"_teacher{options.teacher_steps}" if options.teacher else ""
+    name = f"steps{options.steps}{led}_seed{options.seed}.npz"
     out = epath.Path(options.out or epath.Path(options.run) / "samples" / name)
+    student, teacher, lead = api.load(options.run), None, None
+    if options.teacher:
+        teacher = api.load(options.teacher)
+        given = options.teacher_steps, options.teacher_nfe, options.guidance
+        lead = api.lead_of(student, teacher, *given)
     x = api.sample(
-        options.run,
+        student,
         steps=options.steps,
         count=options.count,
-        labels=labels,
+        labels=_labels(options.labels),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        teacher=teacher,
+        teacher_steps=options.teacher_steps,
+        teacher_nfe=options.teacher_nfe,
+        guidance=options.guidance,
+        out=out,
+    )
+    print(f"{len(x)} samples in {out}, {api.spent(options.steps, lead)}")
+    return 0
+
+
+def _edit(options: argparse.Namespace, rest: list[str]) -> int:
+    from etils import epath
+
+    from distilljax import image_edits
+
+    given = image_edits.read_images(options.input)
+    labels = _labels(options.labels)
+    mask = image_edits.read_mask(options.mask) if options.mask else None
+    if mask is None and options.task == "inpaint":
+        mask = given.get("mask")
+    name = f"{options.task}_steps{options.steps}_seed{options.seed}.npz"
+    out = epath.Path(options.out or epath.Path(options.run) / "edits" / name)
+    x = image_edits.edit(
+        options.run,
+        options.task,
+        given["x"],
+        labels=given.get("label") if labels is None else labels,
+        mask=mask,
+        noise=options.noise,
+        strength=options.strength,
+        steps=options.steps,
         seed=options.seed,
         batch_size=options.batch_size,
         out=out,
     )
-    print(f"{len(x)} samples in {out}")
+    print(f"{len(x)} images in {out}, NFE {options.steps}")
     return 0
 
 
@@ -413,6 +486,7 @@ COMMANDS = {
     "compile": _compile,
     "evaluate": _evaluate,
     "convert": _convert,
+    "edit": _edit,
     "methods": _methods,
     "pairs": _pairs,
     "quickstart": _quickstart,

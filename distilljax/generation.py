@@ -10,55 +10,119 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import storage
+from distilljax import editing, storage
 from distilljax.binding import Bound, Network
+from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
+from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
-from distilljax.solvers import Heun, Solver, solve
+from distilljax.solvers import FireFlow, Heun, Solver, solve
 from distilljax.times import EvenGrid, Grid
 
 Array = jax.Array
 Sampler = Callable[[Any, Array, Any, Array], Array]
 
 
+class Lead(NamedTuple):
+    """A teacher that takes a student's first steps.
+
+    It settles what the picture shows, and with it the diversity of the samples; the
+    student does the rest.
+
+    Attributes:
+      network: teacher network.
+      steps: steps of the student's grid that it takes in the student's place.
+      nfe: its evaluations for them without guidance, a multiple of what a step of the
+        solver needs; its steps are equal in the noise angle.
+      solver: see `distilljax.solvers`.
+      guidance: scale ``w``; doubles the evaluations when not 1.
+
+    References:
+      Gandikota and Bau, Distilling Diversity and Control in Diffusion Models, 2025,
+        arXiv:2503.10637.
+    """
+
+    network: Network
+    steps: int = 1
+    nfe: int = 2
+    solver: Solver = Heun()
+    guidance: float = 1.0
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of a sample, guidance included."""
+        return self.nfe * (1 if self.guidance == 1 else 2)
+
+
+def sampling_path(method: Method, network: Network) -> Path:
+    """Path on which a method's student is sampled.
+
+    Raises:
+      ValueError: if neither the method nor the network says one.
+    """
+    path = network.path if method.sampling.path is None else method.sampling.path
+    if path is None:
+        raise ValueError(f"network {network.name!r} does not say its path")
+    return path
+
+
+def student_map(method: Method, network: Network, params: Any, cond: Any) -> FlowMap:
+    """The student of a method as the flow map that its sampler iterates."""
+    how, path = method.sampling, sampling_path(method, network)
+    net = Bound(how.role, network, params)
+    if how.view is not None:
+        return how.view(net, cond, path)
+    return net.flow_map(cond, path=path, two_time=how.two_time, boundary=how.boundary)
+
+
 def student_sampler(
-    method: Method, network: Network, steps: int, *, grid: Grid | None = None
+    method: Method,
+    network: Network,
+    steps: int,
+    *,
+    grid: Grid | None = None,
+    lead: Lead | None = None,
 ) -> Sampler:
     """The sampler of a method's student.
 
     Args:
       method: says grid, re-noising rule and path.
       network: network of the sampled role.
-      steps: number of network evaluations.
+      steps: number of steps; each that the student takes is one evaluation.
       grid: another time grid than the method's.
+      lead: a teacher that takes the first of the steps.
 
     Returns:
-      ``(params, eps, cond, key) -> x``, one program.
+      ``(params, eps, cond, key) -> x``, one program. With a lead ``params`` is the pair
+      of the student's and the teacher's.
+
+    Raises:
+      ValueError: if the network does not say its path, or on a lead that leaves the
+        student no step or cannot spend its evaluations.
     """
-    how = method.sampling
-    path = network.path if how.path is None else how.path
-    if path is None:
-        raise ValueError(f"network {network.name!r} does not say its path")
-    times = (how.grid if grid is None else grid)(steps, path)
+    path = sampling_path(method, network)
+    times = (method.sampling.grid if grid is None else grid)(steps, path)
+    led = None if lead is None else _lead_times(lead, times, path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
-        net = Bound(how.role, network, params)
-        if how.view is not None:
-            f = how.view(net, cond, path)
-        else:
-            f = net.flow_map(
-                cond, path=path, two_time=how.two_time, boundary=how.boundary
-            )
-        x = path.start(eps, t=times[0])
-        x = sample_steps(f, x, times, path=path, renoise=how.renoise, key=key)
+        x, left = path.start(eps, t=times[0]), times
+        if lead is not None and led is not None:
+            params, of_teacher = params
+            teacher = Bound("teacher", lead.network, of_teacher)
+            own, key = jax.random.split(key)
+            x = _followed(teacher, x, led, cond, own, path, lead.solver, lead.guidance)
+            left = times[lead.steps :]
+        f = student_map(method, network, params, cond)
+        rule = method.sampling.renoise
+        x = sample_steps(f, x, left, path=path, renoise=rule, key=key)
         assert isinstance(x, jax.Array)
         return x
 
@@ -78,6 +142,37 @@ def steps_of(solver: Solver, nfe: int) -> int:
             f"{solver.evaluations(1)} evaluations make one step"
         )
     return steps
+
+
+def _lead_times(lead: Lead, times: tuple[float, ...], path: Path) -> tuple[float, ...]:
+    """The times of the teacher's own steps, from the first to where it hands over."""
+    steps = len(times) - 1
+    if not 1 <= lead.steps < steps:
+        raise ValueError(
+            f"the teacher must take at least one step and leave the student one: of "
+            f"{steps} steps it was given {lead.steps}; change steps or the teacher's"
+        )
+    n, begin, end = steps_of(lead.solver, lead.nfe), times[0], times[lead.steps]
+    with jax.ensure_compile_time_eval():
+        top, bottom = path.angle(jnp.asarray([begin, end]))
+        inner = path.time_of_angle(jnp.linspace(top, bottom, n + 1))[1:-1]
+        return (begin, *map(float, inner), end)
+
+
+def _followed(
+    teacher: Bound,
+    x: Array,
+    times: Sequence[float],
+    cond: Any,
+    key: Array,
+    path: Path,
+    solver: Solver,
+    guidance: float,
+) -> Array:
+    """``x`` carried through the times by a guided teacher's ODE."""
+    # In the network's own kind: the solver knows what each leaves open at an end.
+    field = teacher.guided({"cond": cond}, guidance, kind=teacher.kind, path=path)
+    return solve(field, x, times, path=path, solver=solver, kind=teacher.kind, key=key)
 
 
 def teacher_sampler(
@@ -107,20 +202,43 @@ def teacher_sampler(
     times = grid(steps_of(solver, nfe), path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
-        # In the network's own kind: the solver knows what each leaves open at an end.
+        teacher = Bound("teacher", network, params)
+        x = path.start(eps)
+        return _followed(teacher, x, times, cond, key, path, solver, guidance)
+
+    return run
+
+
+def teacher_inverter(
+    network: Network,
+    nfe: int = 9,
+    *,
+    solver: Solver = FireFlow(),
+    guidance: float = 1.0,
+    grid: Grid = EvenGrid(),
+) -> Sampler:
+    """The way back of `teacher_sampler`; see `editing.invert`.
+
+    Args:
+      network: teacher network.
+      nfe: evaluations per sample without guidance, those that the solver's steps need.
+      solver: see `distilljax.solvers`.
+      guidance: scale ``w``; 1 reconstructs best.
+      grid: time grid of the way there.
+
+    Returns:
+      ``(params, x0, cond, key) -> eps``, one program.
+    """
+    path = network.path
+    if path is None:
+        raise ValueError(f"network {network.name!r} does not say its path")
+    times = grid(steps_of(solver, nfe), path)
+
+    def run(params: Any, x0: Array, cond: Any, key: Array) -> Array:
         teacher = Bound("teacher", network, params)
         field = teacher.guided({"cond": cond}, guidance, kind=teacher.kind)
-        x = solve(
-            field,
-            path.start(eps),
-            times,
-            path=path,
-            solver=solver,
-            kind=teacher.kind,
-            key=key,
-        )
-        assert isinstance(x, jax.Array)
-        return x
+        kind = teacher.kind
+        return editing.invert(field, x0, times, path=path, solver=solver, kind=kind)
 
     return run
 
@@ -156,12 +274,13 @@ def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
 
 
 def generate(
-    sampler: Sampler,
+    sampler: Callable[..., Array],
     params: Any,
     *,
     sample_shape: tuple[int, ...],
     count: int | None = None,
     labels: Any = None,
+    given: Any = None,
     seed: int = 0,
     batch_size: int = 512,
     num_classes: int | None = None,
@@ -177,6 +296,8 @@ def generate(
       sample_shape: shape of one sample.
       count: number of samples; default one per label.
       labels: class labels, one per sample; None for unconditional networks.
+      given: pytree of further arrays ``[count, ...]`` (pictures to edit); their batches
+        are a fifth argument of the sampler.
       seed: of noise and re-noising.
       batch_size: samples per program call; the last batch is padded.
       num_classes: range of the labels, checked.
@@ -198,7 +319,10 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch_size = min(batch_size, count)
-    store = _Store(resume, tag, seed, batch_size, count, labels)
+    for leaf in jax.tree.leaves(given):
+        if len(leaf) != count:
+            raise ValueError(f"count {count} and {len(leaf)} given arrays disagree")
+    store = _Store(resume, tag, seed, batch_size, count, (labels, given))
     run = jax.jit(sampler)
     starts = range(0, count, batch_size)
     shown = sys.stderr.isatty() if progress is None else progress
@@ -213,11 +337,12 @@ def generate(
         found = store.load(start)
         if found is None:
             eps = initial_noise(seed, start, batch_size, sample_shape)
-            cond = None
-            if labels is not None:
-                part = labels[rows]
-                cond = jnp.asarray(np.pad(part, (0, batch_size - len(part)), "edge"))
-            found = np.asarray(run(params, eps, cond, jax.random.fold_in(key, start)))
+            # The last batch is padded with its last sample.
+            index = np.minimum(np.arange(start, start + batch_size), count - 1)
+            arrays = (labels,) if given is None else (labels, given)
+            cond, *more = jax.tree.map(lambda a, i=index: jnp.asarray(a[i]), arrays)
+            fresh = jax.random.fold_in(key, start)
+            found = np.asarray(run(params, eps, cond, fresh, *more))
             found = found[: rows.stop - rows.start]
             store.save(start, found)
         out[rows] = found
@@ -228,17 +353,19 @@ def generate(
 class _Store:
     """Finished batches on disk, refused if they belong to another call."""
 
-    def __init__(self, folder, tag, seed, batch_size, count, labels):
+    def __init__(self, folder, tag, seed, batch_size, count, arrays):
         self.folder = None if folder is None else epath.Path(folder)
         if self.folder is None:
             return
-        digest = hashlib.sha256(b"" if labels is None else labels.tobytes()).hexdigest()
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(arrays):
+            digest.update(np.ascontiguousarray(leaf).tobytes())
         meta = {
             "tag": tag,
             "seed": seed,
             "batch_size": batch_size,
             "count": count,
-            "labels": digest[:16],
+            "labels": digest.hexdigest()[:16],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "meta.json"

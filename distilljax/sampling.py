@@ -143,7 +143,8 @@ class Hooks(NamedTuple):
       start: ``x -> x`` on the initial state (stroke, inpainting seed, warm start).
       project: ``(x, s, index, carry) -> (x, carry)`` after every step (data
         consistency, tiling); ``carry`` starts as ``carry`` below.
-      guide: ``(flow_map, index) -> flow_map`` before every step.
+      guide: ``(flow_map, index) -> flow_map`` before every step; what it returns is
+        re-noised, so that it is the place to mend a clean estimate (`editing.restore`).
       carry: initial chain carry of ``project``, a pytree.
     """
 

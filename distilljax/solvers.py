@@ -8,6 +8,7 @@ may be scalars or differ by sample, and may fall (sampling) or rise (inversion).
 | `Euler()` | 1 | n | ``x + (s - t) v`` |
 | `Heun()` | 2 | 2 n | trapezoid, predicted by Euler |
 | `Midpoint()` | 2 | 2 n | ``v`` at the middle of ``[s, t]`` |
+| `FireFlow()` | 2 | n + 1 | `Midpoint`, predicted by the last middle's ``v`` |
 | `DDIM()` | 1 | n | ``alpha_s X + sigma_s E`` |
 | `DPMSolverPP2M()` | 2 | n | DDIM with ``X`` extrapolated in log-SNR |
 | `SDE(eta)` | 1 | n | DDIM with a share of fresh noise |
@@ -16,17 +17,19 @@ may be scalars or differ by sample, and may fall (sampling) or rise (inversion).
 the linear and EDM paths Euler and DDIM are the same step.
 
 The data end. Networks are not asked below ``path.t_min``, where the velocity of the VP
-and residual paths is unbounded. A step of Euler, Heun or Midpoint that touches those
-times, or ends at ``sigma = 0`` with a field of kind x0 or score (which leave ``E`` open
-there), is DDIM's instead; on EDM that is Euler's step into sigma 0. Its second
-evaluation is not used but made, so that every step costs the same. Times and path alone
-decide.
+and residual paths is unbounded. A step of Euler, Heun, Midpoint or FireFlow that
+touches those times, or ends at ``sigma = 0`` with a field of kind x0 or score (which
+leave ``E`` open there), is DDIM's instead; on EDM that is Euler's step into sigma 0.
+Its second evaluation is not used but made, so that every step costs the same; FireFlow
+jumps along its only one. Times and path alone decide.
 
 References:
   Karras et al., Elucidating the Design Space of Diffusion Models, 2022,
     arXiv:2206.00364, Algorithm 1 (Heun).
   Song et al., Denoising Diffusion Implicit Models, 2020, arXiv:2010.02502, eq. 12, 16.
   Lu et al., DPM-Solver++, 2022, arXiv:2211.01095, Algorithm 2.
+  Deng et al., FireFlow: Fast Inversion of Rectified Flow for Image Semantic Editing,
+    2024, arXiv:2412.07517.
 """
 
 from __future__ import annotations
@@ -90,13 +93,21 @@ class Equation:
         pair = decompose(self.path, self.kind, out, x, t, self.y)
         return recompose(self.path, VELOCITY, *pair, t, self.y)
 
-    def or_jump(self, moved: Array, v: Array, at: Step) -> Array:
+    def or_jump(
+        self,
+        moved: Array,
+        v: Array,
+        at: Step,
+        *,
+        origin: tuple[Array, Array] | None = None,
+    ) -> Array:
         """``moved``, or DDIM's step along ``v`` where the velocity is no guide.
 
         Args:
           moved: state at ``at.s`` that the solver found.
-          v: velocity at ``(at.x, at.t)``.
+          v: velocity at the origin.
           at: the step.
+          origin: state and time of ``v``; default ``(at.x, at.t)``.
 
         Returns:
           The state at ``at.s``; see the data end in the module docstring.
@@ -108,16 +119,24 @@ class Equation:
         singular = jnp.minimum(at.t, at.s) < 0.999 * path.t_min
         if open_end:
             singular |= path.sigma(at.s) == 0.0
-        pair = decompose(path, VELOCITY, v, at.x, self.asked(at.t), self.y)
+        x, t = (at.x, at.t) if origin is None else origin
+        pair = decompose(path, VELOCITY, v, x, self.asked(t), self.y)
         jump = path.noise(*pair, at.s, self.y)
         return jnp.where(expand(singular, at.x) > 0, jump, moved)
 
 
 class Last(NamedTuple):
-    """What a step leaves for the next: its start time and the ``X`` found there."""
+    """What a step leaves for the next.
+
+    Attributes:
+      t: its start time.
+      found: what its solver found, shape of ``x``: ``X`` of DPM-Solver++, the velocity
+        of FireFlow. Before the first step the velocity at the start for a solver that
+        is ``primed``, else 0.
+    """
 
     t: Array
-    denoised: Array
+    found: Array
 
 
 class Step(NamedTuple):
@@ -145,6 +164,9 @@ class Solver(Protocol):
       order: of the global error in the step size.
       kind: kind of field that it works with; `solve` converts others.
       noisy: whether its steps draw noise.
+
+    One with ``primed = True`` is handed the velocity at the start in its first step,
+    for one evaluation more.
     """
 
     @property
@@ -226,6 +248,30 @@ class Midpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class FireFlow:
+    """``x + (s - t) v_m``, ``v_m = v(x + (s - t)/2 v_last, (s + t)/2)``.
+
+    ``v_last`` is the ``v_m`` of the step before, and ``v(x, t)`` in the first step: the
+    order of `Midpoint` for half its evaluations.
+    """
+
+    order = 2
+    kind = "velocity"
+    noisy = False
+    primed = True
+
+    def evaluations(self, steps: int) -> int:
+        return _evaluations(steps) + 1
+
+    def step(self, ode: Equation, at: Step) -> tuple[Array, Last]:
+        h, t = _length(at), 0.5 * (at.s + at.t)
+        x = at.x + 0.5 * h * at.last.found
+        middle = ode.velocity(x, t)
+        moved = ode.or_jump(at.x + h * middle, middle, at, origin=(x, t))
+        return moved, Last(at.t, middle)
+
+
+@dataclasses.dataclass(frozen=True)
 class DDIM:
     """``alpha_s X + beta_s y + sigma_s E`` with the prediction held fixed."""
 
@@ -264,7 +310,7 @@ class DPMSolverPP2M:
         usable = finite & finite_ahead & finite_before & (last.t != at.t)
         h_last = jnp.where(usable, now - before, 1.0)
         share = jnp.where(usable, 0.5 * (ahead - now) / h_last, 0.0)
-        change = expand(share, at.x) * (denoised - last.denoised)
+        change = expand(share, at.x) * (denoised - last.found)
         # x = alpha X + sigma E stays true when X moves by the change.
         ratio = path.alpha(at.t) / jnp.where(usable, path.sigma(at.t), 1.0)
         eps = eps - expand(ratio, at.x) * change
@@ -399,7 +445,9 @@ def solve(
         carry = jax.tree.map(lambda new, old: new.astype(old.dtype), found, carry)
         return carry, (carry[0] if trajectory else None)
 
-    start = (x, Last(t[0], jnp.zeros_like(x)))
+    primed = getattr(solver, "primed", False)
+    found = ode.velocity(x, t[0]).astype(x.dtype) if primed else jnp.zeros_like(x)
+    start = (x, Last(t[0], found))
     steps = jnp.arange(t.shape[0] - 1)
     (x, _), states = jax.lax.scan(one, start, (steps, t[:-1], t[1:]))
     return x if states is None else (x, states)

@@ -29,6 +29,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     **{
         name: getattr(times, name)
         for name in (
+            "AngleGrid",
             "ArctanNormal",
             "Choice",
             "EvenGrid",
@@ -66,7 +67,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     },
     **{
         name: getattr(solvers, name)
-        for name in ("DDIM", "DPMSolverPP2M", "Euler", "Heun", "Midpoint")
+        for name in ("DDIM", "DPMSolverPP2M", "Euler", "FireFlow", "Heun", "Midpoint")
     },
     **{
         name: getattr(curricula, name)

@@ -269,6 +269,31 @@ class EvenGrid:
 
 
 @dataclasses.dataclass(frozen=True)
+class AngleGrid:
+    """Equal steps of the noise angle ``arctan2(sigma, alpha)`` to 0, on any path.
+
+    Attributes:
+      start: share of the angle at ``t_max`` from which they go, in ``(0, 1]``.
+    """
+
+    start: float = 1.0
+
+    def __post_init__(self):
+        if not 0.0 < self.start <= 1.0:
+            raise ValueError(f"start must lie in (0, 1], got {self.start}")
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = _checked_steps(steps)
+        with jax.ensure_compile_time_eval():
+            top = self.start * path.angle(jnp.asarray(path.t_max))
+            angles = top * (1.0 - jnp.arange(n) / n)
+            times = [float(t) for t in path.time_of_angle(angles)]
+        if self.start == 1.0:
+            times[0] = path.t_max
+        return check_times((*times, 0.0))
+
+
+@dataclasses.dataclass(frozen=True)
 class KarrasGrid:
     """``(a^(1/rho) + i/(n-1) (b^(1/rho) - a^(1/rho)))^rho`` in sigma/alpha, then 0.
 

@@ -77,6 +77,32 @@ def test_one_student_is_sampled_at_any_number_of_steps(student, steps):
     assert not np.allclose(x, other)
 
 
+def test_a_teacher_may_take_the_first_steps(teacher, student):
+    labels = [0, 1, 2]
+    led = distilljax.sample(student, steps=3, labels=labels, teacher=teacher)
+    assert led.shape == (3, *SHAPE)
+    assert np.abs(led - distilljax.sample(student, steps=3, labels=labels)).max() > 1e-3
+    more = distilljax.sample(
+        student, steps=3, labels=labels, teacher=teacher, teacher_nfe=8, guidance=2.0
+    )
+    assert np.abs(led - more).max() > 1e-3
+    assert api.spent(3) == "NFE 3"
+    lead = api.lead_of(student, teacher, 1, 8, 2.0)
+    assert api.spent(3, lead) == "NFE 18 (teacher 16, student 2, guidance 2)"
+    other = fit(
+        source=sources.arrays(pictures()), networks=networks.mlp(SHAPE, **SIZES)
+    )
+    for options, message in (
+        ({"teacher_steps": 2}, "pass teacher="),
+        ({"guidance": 2.0}, "pass teacher="),
+        ({"teacher": teacher, "teacher_steps": 3}, "of 3 steps it was given 3"),
+        ({"teacher": teacher, "teacher_nfe": 3}, "cannot be spent by Heun"),
+        ({"teacher": other}, "num_classes of the student is 3, of the teacher None"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            distilljax.sample(student, steps=3, labels=labels, **options)
+
+
 def test_without_labels_every_class_comes_in_turn(student, tmp_path):
     out = tmp_path / "inner" / "x.npz"
     x = distilljax.sample(student, count=7, out=out)

@@ -170,7 +170,7 @@ CHANGES = [
     ({"method": {"guidence": 2.0}}, "option of method 'scm' 'guidence'.*'guidance'"),
     (
         {"source": {"name": "digts"}},
-        "unknown source 'digts'.*'digits'.*Known: conditions, curves",
+        "unknown source 'digts'.*'digits'.*Known: coloured_digits, conditions",
     ),
     ({"source": {"sizes": 3}}, "argument of source 'mixture' 'sizes'.*'size'"),
     ({"networks": {"backbone": {"name": "mpl"}}}, "unknown network 'mpl'.*'mlp'"),

@@ -1,15 +1,18 @@
 """The command line: a tiny card trained, sampled, and every wrong word answered."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from distilljax import __version__, cli, data
+from distilljax import __version__, cards, cli, data
 from distilljax.methods import CATALOGUE
+from distilljax.training.export import save_params
 
 CARD = """
 from distilljax import cards
@@ -62,6 +65,11 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
     with np.load(out) as found:
         assert found["x"].shape == (4, 2)
         np.testing.assert_array_equal(found["label"], [0, 1, 2, 2])
+    led = [f"--teacher={place / 'one'}", "--teacher-nfe=4", "--labels=0,1"]
+    assert run("sample", f"--run={place / 'two'}", "--steps=2", *led) == 0
+    out = place / "two" / "samples" / "steps2_teacher1_seed0.npz"
+    shown = capsys.readouterr().out
+    assert f"2 samples in {out}, NFE 5 (teacher 4, student 1)" in shown
     # A second call continues a finished run: nothing to do; --fresh trains again.
     before = (place / "two" / "params" / "student.npz").read_bytes()
     assert run("train", config, *options, *values) == 0
@@ -71,6 +79,33 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
     values[-1] = "--config.student.lr=0.5"
     assert run("train", config, *options, *values, "--fresh") == 0
     assert (place / "two" / "params" / "student.npz").read_bytes() != before
+
+
+def test_edit_reads_images_and_writes_results(tmp_path, capsys):
+    """With an untrained student, written as a run leaves it."""
+    card = cards.digits_card("scm", {"learned_weight": False}, source="coloured_digits")
+    card.networks.backbone.update({"width": 8, "hidden": 8, "blocks": 1})
+    card.source.copies = 1
+    student = cards.expand(card).networks["backbone"].init(jax.random.key(0))
+    save_params(tmp_path / "run" / "params" / "student.npz", student)
+    record = {"card": cards.expand(card).config}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype("float32")
+    np.savez(tmp_path / "in.npz", x=x, label=np.array([3, 4]))
+    np.save(tmp_path / "hole.npy", np.eye(8))
+    options = [f"--run={tmp_path / 'run'}", f"--input={tmp_path / 'in.npz'}"]
+    mask = f"--mask={tmp_path / 'hole.npy'}"
+    assert run("edit", "--task=inpaint", *options, mask, "--steps=1") == 0
+    out = tmp_path / "run" / "edits" / "inpaint_steps1_seed0.npz"
+    assert f"2 images in {out}, NFE 1" in capsys.readouterr().out
+    with np.load(out) as found:
+        known = np.eye(8) == 0
+        np.testing.assert_array_equal(found["x"][:, known], x[:, known])
+        np.testing.assert_array_equal(found["label"], [3, 4])
+    assert run("edit", "--task=inpaint", *options) == 2
+    assert "task 'inpaint' needs mask=" in capsys.readouterr().err
+    assert run("edit", "--task=colorise", *options) == 2
+    assert "Did you mean 'colourise'" in capsys.readouterr().err
 
 
 def test_methods_lists_the_catalogue(capsys):
@@ -133,6 +168,12 @@ def wrong(*arguments):
         (["sample", "--run={folder}/one", "--labels=0,7"], "0 .. 2, got 0 .. 7"),
         (["sample", "--run={folder}/one", "--labels=0,a"], "integers joined by commas"),
         (["sample", "--run={folder}/one", "--count=0"], "at least 1"),
+        (["sample", "--run={folder}/one", "--teacher-steps=2"], "pass teacher="),
+        (["edit", "--run={folder}/one", "--input=x.npz"], "required: --task"),
+        (
+            ["edit", "--run={folder}/one", "--task=stroke", "--input={folder}/x.npz"],
+            "no images at",
+        ),
         (["report", "--out={folder}/none"], "holds no quick start"),
         (["quickstart", "--out={folder}"], "not empty and holds no quick start"),
         (["quickstart", "--fresh", "--out={folder}"], "holds no quick start"),

@@ -12,9 +12,10 @@ from PIL import Image
 
 import distilljax
 from distilljax import cards, data
+from distilljax.api import Fitted
 from distilljax.data import arrays
 from distilljax.method import Method
-from distilljax.methods import CATALOGUE
+from distilljax.methods import CATALOGUE, flow_matching, scm
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,6 +73,38 @@ def test_the_worked_method_trains():
     x = distilljax.sample(fitted, steps=2, count=5)
     assert x.shape == (5, 2)
     assert np.all(np.isfinite(x))
+
+
+def test_the_edits_of_the_page_run():
+    text = (ROOT / "docs" / "editing.md").read_text()
+    shape, labels = (8, 8, 3), np.arange(4) % 3
+    network = toy.mlp(shape, num_classes=3, hidden=8)
+    params = network.init(jax.random.key(0))
+    images = np.random.default_rng(0).uniform(-1, 1, (4, *shape)).astype("float32")
+    space = {
+        "student": Fitted(scm(learned_weight=False), network, params, shape, 3),
+        "teacher": Fitted(flow_matching(), network, params, shape, 3),
+        "images": images,
+        "drawing": images,
+        "labels": labels,
+    }
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, space)
+    for name in [
+        "filled",
+        "coloured",
+        "large",
+        "clean",
+        "better",
+        "between",
+        "again",
+        "x",
+    ]:
+        assert space[name].shape == (4, *shape), name
+        assert np.all(np.isfinite(space[name])), name
+    np.testing.assert_array_equal(space["filled"][:, :4], images[:, :4])
+    for picture in re.findall(r"\]\((editing/.*?\.png)\)", text):
+        assert (ROOT / "docs" / picture).is_file(), picture
 
 
 def test_the_readme_lists_the_catalogue():

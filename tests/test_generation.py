@@ -8,10 +8,12 @@ import pytest
 from distilljax import generation, solvers
 from distilljax.binding import Bound, Network
 from distilljax.generation import (
+    Lead,
     check_labels,
     generate,
     initial_noise,
     student_sampler,
+    teacher_inverter,
     teacher_sampler,
 )
 from distilljax.methods import flow_matching, mean_flow, scm
@@ -21,6 +23,7 @@ from tests import toy
 
 NET = toy.mlp((2,), second_time=True, num_classes=3)
 PARAMS = NET.init(jax.random.key(0))
+TEACHER = toy.mlp((2,), num_classes=3)
 
 
 def echo(params, eps, cond, key):
@@ -194,6 +197,83 @@ def test_a_teacher_spends_its_evaluations(solver, nfe):
 def test_evaluations_that_a_solver_cannot_spend_are_refused(nfe):
     with pytest.raises(ValueError, match=f"nfe {nfe} cannot be spent by Heun: 2"):
         teacher_sampler(NET, nfe)
+
+
+def test_a_teacher_takes_the_first_step_and_the_evaluations_add_up():
+    lead = Lead(TEACHER, 2, 4, guidance=2.5)
+    assert lead.evaluations == 8
+    sampler = student_sampler(mean_flow(), NET, 4, lead=lead)
+    pair = (PARAMS, TEACHER.init(jax.random.key(1)))
+    eps, labels = initial_noise(0, 0, 4, (2,)), jnp.asarray([0, 1, 2, 0])
+
+    def by_hand(pair, eps, labels, key):
+        # The teacher in equal steps of the noise angle to 1/2, the student to 0.
+        angles = np.linspace(np.pi / 2, np.pi / 4, 3)
+        times = [np.sin(a) / (np.sin(a) + np.cos(a)) for a in angles]
+        teacher = Bound("teacher", TEACHER, pair[1])
+        field = teacher.guided({"cond": labels}, 2.5, kind="velocity")
+        x = solvers.solve(field, eps, times, path=TEACHER.path)
+        f = Bound("student", NET, pair[0]).flow_map(labels, two_time=True)
+        return f(f(x, 0.5, 0.25), 0.25, 0.0)
+
+    inputs = (pair, eps, labels, jax.random.key(0))
+    found, wanted = jax.jit(lambda *a: (sampler(*a), by_hand(*a)))(*inputs)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+    t = jnp.zeros(4)
+    of_teacher = matmul_flops(TEACHER.apply, pair[1], eps, t, labels)
+    of_student = matmul_flops(NET.apply, PARAMS, eps, t, labels, t)
+    assert matmul_flops(sampler, *inputs) == 8 * of_teacher + 2 * of_student
+
+
+def test_a_lead_must_leave_the_student_a_step_and_spend_its_evaluations():
+    for lead, message in (
+        (Lead(NET, 2), "leave the student one: of 2 steps it was given 2"),
+        (Lead(NET, 0), "of 2 steps it was given 0"),
+        (Lead(NET, 1, 3), "nfe 3 cannot be spent by Heun: 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            student_sampler(mean_flow(), NET, 2, lead=lead)
+
+
+def test_a_teacher_is_inverted_at_the_cost_that_was_asked_for():
+    assert evaluations(teacher_inverter(NET, 5)) == 5
+    labels, x0 = jnp.asarray([0, 1, 2]), 0.5 * initial_noise(1, 0, 3, (2,))
+
+    @jax.jit
+    def there_and_back(x0):
+        eps = teacher_inverter(NET, 33)(PARAMS, x0, labels, None)
+        again = teacher_sampler(NET, 33, solver=solvers.FireFlow())
+        return eps, again(PARAMS, eps, labels, jax.random.key(0))
+
+    eps, back = there_and_back(x0)
+    np.testing.assert_allclose(back, x0, atol=1e-3)
+    assert np.abs(eps - x0).max() > 0.05
+    with pytest.raises(ValueError, match="nfe 1 cannot be spent by FireFlow: 2"):
+        teacher_inverter(NET, 1)
+
+
+def test_given_arrays_reach_the_sampler_by_batch_and_claim_the_folder(
+    tmp_path, cut, monkeypatch
+):
+    def moved(params, eps, cond, key, given):
+        return eps + given["by"]
+
+    by = {"by": np.arange(10.0, dtype=np.float32).reshape(5, 2)}
+    plain = generate(echo, None, sample_shape=(2,), count=5)
+    options = {"sample_shape": (2,), "count": 5, "batch_size": 2}
+    found = generate(moved, None, given=by, **options)
+    np.testing.assert_allclose(found, plain + by["by"], rtol=1e-6)
+    with pytest.raises(ValueError, match="count 5 and 4 given arrays disagree"):
+        generate(moved, None, given={"by": by["by"][:4]}, **options)
+    cut(1)
+    with pytest.raises(Cut):
+        generate(moved, None, given=by, **options, resume=tmp_path)
+    monkeypatch.undo()
+    other = {"by": -by["by"]}
+    with pytest.raises(ValueError, match="batches of another call"):
+        generate(moved, None, given=other, **options, resume=tmp_path)
+    found = generate(moved, None, given=by, **options, resume=tmp_path)
+    np.testing.assert_allclose(found, plain + by["by"], rtol=1e-6)
 
 
 def test_networks_without_a_path_and_steps_below_one_are_refused():

@@ -14,7 +14,7 @@ FLOORS = (
     ("paths", "predictions", "fields", "flow_maps", "solvers", "times"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
-    ("oracles", "sampling", "draws", "adapters"),
+    ("oracles", "sampling", "draws", "editing", "adapters"),
     ("binding", "context", "method", "composition", "methods"),
     ("kernels",),
     ("networks",),
@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("interop",),
     ("generation", "specs", "cards", "ahead", "api"),
-    ("pairs", "quickstart", "cli", "__main__"),
+    ("image_edits", "pairs", "quickstart", "cli", "__main__"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.

@@ -14,6 +14,7 @@ from distilljax.solvers import (
     SDE,
     DPMSolverPP2M,
     Euler,
+    FireFlow,
     Heun,
     Midpoint,
     ode_flow_map,
@@ -23,7 +24,7 @@ from distilljax.times import EvenGrid, KarrasGrid
 from tests.exact import PATHS, allclose, gaussian, normal
 
 pytestmark = pytest.mark.usefixtures("x64")
-ODE = (Euler(), Heun(), Midpoint(), DDIM(), DPMSolverPP2M())
+ODE = (Euler(), Heun(), Midpoint(), FireFlow(), DDIM(), DPMSolverPP2M())
 RANGES = {
     "linear": (0.95, 0.05),
     "vp": (0.7, 0.2),
@@ -203,7 +204,7 @@ def test_euler_and_ddim_agree_where_the_path_is_straight(name):
     allclose(sde, euler)
 
 
-@pytest.mark.parametrize("solver", [Heun(), DDIM()], ids=name_of)
+@pytest.mark.parametrize("solver", [FireFlow(), Midpoint(), DDIM()], ids=name_of)
 @pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
 def test_inversion_goes_back(name, solver):
     path, x0 = PATHS[name], gaussian().sample(jax.random.key(1), 4)
@@ -214,6 +215,54 @@ def test_inversion_goes_back(name, solver):
     np.testing.assert_allclose(noisy, wanted, atol=0.03)
     back = solve(field(path), noisy, times[::-1], path=path, solver=solver)
     np.testing.assert_allclose(back, x0, atol=0.03)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 0.0), (0.0, 1.0)], ids=["falling", "rising"])
+@pytest.mark.parametrize("solver", [FireFlow(), Midpoint()], ids=name_of)
+def test_second_order_on_a_linear_equation_in_both_directions_of_time(solver, ends):
+    """``x' = (1 + 2t)(x - sin 3t) + 3 cos 3t``, so ``x = sin 3t + c exp(t + t^2)``."""
+
+    def exact(c, t):
+        return jnp.sin(3 * t) + c * jnp.exp(t + t**2)
+
+    def v(x, t):
+        t = t[:, None]
+        return (1 + 2 * t) * (x - jnp.sin(3 * t)) + 3 * jnp.cos(3 * t)
+
+    (begin, end), counts = ends, np.array([64, 128, 256])
+    # One run: every sample has its own times, padded with steps of length zero.
+    index = np.minimum(np.arange(257)[:, None], counts) / counts
+    times = jnp.repeat(jnp.asarray(begin + (end - begin) * index), 4, axis=1)
+    c = jnp.tile(normal(0, 4, 1), (3, 1))
+
+    @jax.jit
+    def there_and_back(x):
+        there = solve(v, x, times, path=paths.linear(), solver=solver)
+        back = solve(v, there, times[::-1], path=paths.linear(), solver=solver)
+        return there, back
+
+    there, back = there_and_back(exact(c, begin))
+    for found, wanted, order in (
+        (there, exact(c, end), 2.0),
+        # The way back undoes the leading error.
+        (back, exact(c, begin), 3.0),
+    ):
+        errors = jnp.abs(found - wanted).reshape(3, 4).mean(axis=1)
+        slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+        assert abs(slope - order) < 0.05
+
+
+def test_fireflow_is_the_published_solver_and_exact_on_straight_lines():
+    """Two steps by hand with one evaluation each after the first."""
+    path, x = paths.linear(), normal(0, 4, 2)
+    v, t = field(path), (0.9, 0.5, 0.2)
+    first = v(x, 0.9)
+    middle = v(x - 0.2 * first, 0.7)
+    moved = x - 0.4 * middle
+    wanted = moved - 0.3 * v(moved - 0.15 * middle, 0.35)
+    allclose(solve(v, x, t, path=path, solver=FireFlow()), wanted)
+    found = solve(lambda x, t: 0 * x + 3.0, x, t, path=path, solver=FireFlow())
+    allclose(found, x - 0.7 * 3.0)
 
 
 def test_a_full_sde_has_the_law_of_the_data():

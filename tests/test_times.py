@@ -125,6 +125,19 @@ def test_grids_fall_from_noise_to_data(steps, name):
     assert times.EvenGrid(0.8)(steps, path)[0] == pytest.approx(0.8 * path.t_max)
 
 
+@pytest.mark.parametrize("path", [paths.linear(), paths.edm(), paths.trigflow(0.5)])
+def test_an_angle_grid_makes_equal_steps_of_the_noise_angle(path):
+    for start in (1.0, 0.6):
+        grid = times.AngleGrid(start)(4, path)
+        angles = np.asarray(path.angle(jnp.asarray(grid)))
+        top = start * float(path.angle(jnp.asarray(path.t_max)))
+        np.testing.assert_allclose(angles, top * np.linspace(1, 0, 5), atol=1e-5)
+    assert times.AngleGrid()(4, path)[0] == path.t_max
+    for start in (0.0, 1.1):
+        with pytest.raises(ValueError, match="start must lie in"):
+            times.AngleGrid(start)
+
+
 @pytest.mark.parametrize("name", sorted(PATHS))
 @pytest.mark.parametrize("grid", [times.EvenGrid(), times.KarrasGrid()])
 def test_grids_are_numbers_inside_a_traced_loss(grid, name):

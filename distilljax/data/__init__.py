@@ -7,7 +7,13 @@ from distilljax.data.images import ReadSource, image_folder, mirrored
 from distilljax.data.pipeline import batches
 from distilljax.data.planar import Mixture, curves, mixture, planar_mixture
 from distilljax.data.prepared import tfds
-from distilljax.data.sources import ArraySource, Source, arrays, digits
+from distilljax.data.sources import (
+    ArraySource,
+    Source,
+    arrays,
+    coloured_digits,
+    digits,
+)
 from distilljax.data.without_data import conditions, labels
 
 __all__ = [
@@ -17,6 +23,7 @@ __all__ = [
     "Source",
     "arrays",
     "batches",
+    "coloured_digits",
     "conditions",
     "curves",
     "digits",

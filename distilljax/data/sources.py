@@ -296,3 +296,29 @@ def digits() -> ArraySource:
     pixels, labels = datasets.load_digits(return_X_y=True)
     x0 = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 8.0 - 1.0
     return arrays(x0, labels, num_classes=10, name="digits")
+
+
+def coloured_digits(copies: int = 8, *, seed: int = 0) -> ArraySource:
+    """`digits`, each tinted with random colours on black.
+
+    The colour has hue ``U[0, 1]``, saturation ``U[0.6, 0.9]`` and value 1.
+
+    Args:
+      copies: tints of every digit, at least 1.
+      seed: of the colours.
+
+    Returns:
+      Fields ``x0`` float32 ``[8, 8, 3]`` in [-1, 1] and ``cond`` int32, the digit;
+      ``copies`` times the length of `digits`, in its order.
+    """
+    if copies < 1:
+        raise ValueError(f"copies must be at least 1, got {copies}")
+    plain = digits()
+    ink = 0.5 + 0.5 * np.tile(plain.columns["x0"], (copies, 1, 1, 1))
+    rng = np.random.default_rng(seed)
+    hue, saturation = rng.uniform((0.0, 0.6), (1.0, 0.9), (len(ink), 2)).T
+    wheel = np.abs((6.0 * hue[:, None] + np.array([0.0, 4.0, 2.0])) % 6.0 - 3.0) - 1.0
+    colour = 1.0 - saturation[:, None] * (1.0 - np.clip(wheel, 0.0, 1.0))
+    x0 = (2.0 * ink * colour[:, None, None, :] - 1.0).astype(np.float32)
+    labels = np.tile(plain.columns["cond"], copies)
+    return arrays(x0, labels, num_classes=10, name="coloured_digits")

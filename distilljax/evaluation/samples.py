@@ -8,12 +8,12 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from numpy.typing import NDArray
 
 from distilljax.errors import unknown
@@ -164,7 +164,7 @@ def parse_range(text: str | None) -> str | None:
     return known[text.strip("[]").replace(" ", "")]
 
 
-def _open(path: pathlib.Path) -> dict[str, NDArray]:
+def _open(path: epath.Path) -> dict[str, NDArray]:
     if not path.is_file():
         raise ValueError(f"no file at {path}")
     try:
@@ -199,7 +199,7 @@ def read_samples(
       ValueError: no such file or key, a wrong shape, NaN, or a doubtful range; says
         what came and what to do.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     found = _open(path)
     key = next((name for name in _KEYS if name in found), None)
     if key is None:
@@ -290,7 +290,7 @@ def read_reference(
     Raises:
       ValueError: as `read_samples`, or statistics that do not fit each other.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     found = _open(path)
     if not is_statistics(found):
         return read_samples(path, rounding=rounding, value_range=value_range)
@@ -318,7 +318,7 @@ def read_reference(
 
 def save_statistics(
     path: str | os.PathLike, moments: Moments, protocol: dict[str, Any]
-) -> pathlib.Path:
+) -> epath.Path:
     """Writes ``mean``, ``cov``, ``count`` and ``protocol``; whole or not at all.
 
     Args:

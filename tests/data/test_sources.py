@@ -29,6 +29,29 @@ def test_digits_are_the_bundled_data_in_range():
     np.testing.assert_array_equal(batch["cond"], table.target)
 
 
+def test_coloured_digits_are_digits_times_one_colour_each():
+    plain, source = data.digits(), data.coloured_digits(2, seed=3)
+    assert len(source) == 2 * 1797
+    assert source.sample_shape == (8, 8, 3)
+    ink = (plain.columns["x0"][..., 0] + 1) / 2
+    tinted = (source.columns["x0"] + 1) / 2
+    np.testing.assert_array_equal(source.columns["cond"][1797:], plain.columns["cond"])
+    # Every pixel is the ink times a colour whose largest channel is 1.
+    np.testing.assert_allclose(tinted.max(axis=-1), np.tile(ink, (2, 1, 1)), atol=1e-6)
+    full = tinted.max(axis=(1, 2)) / tinted.max(axis=(1, 2, 3))[:, None]
+    wanted = full[:, None, None, :] * tinted.max(axis=-1, keepdims=True)
+    np.testing.assert_allclose(tinted, wanted, atol=1e-6)
+    low = full.min(axis=-1)
+    assert 0.1 - 1e-6 < low.min() < 0.11
+    assert 0.39 < low.max() < 0.4 + 1e-6
+    # All hues alike: the channels have one mean.
+    assert np.ptp(full.mean(axis=0)) < 0.03
+    assert source == data.coloured_digits(2, seed=3)
+    assert source != data.coloured_digits(2, seed=4)
+    with pytest.raises(ValueError, match="copies must be at least 1, got 0"):
+        data.coloured_digits(0)
+
+
 def test_take_equals_items_and_returns_copies():
     source = data.arrays(images(), np.arange(6) % 3, eps=images() * 2)
     indices = np.array([4, 0, 4])
