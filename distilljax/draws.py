@@ -258,6 +258,31 @@ class Denoised:
 
 
 @dataclasses.dataclass(frozen=True)
+class Jump:
+    """The student's prediction of the data from noised data, at times of a law.
+
+    Attributes:
+      law: law of the time from which it jumps.
+      of: data field that is noised.
+      path: path of the states; default the student's network's.
+      role: the role that predicts.
+    """
+
+    law: Law
+    of: str = "x0"
+    path: Path | None = None
+    role: str = "student"
+
+    def __call__(self, ctx: Context) -> Array:
+        path = ctx.nets[self.role].path if self.path is None else self.path
+        t = ctx.times("t", self.law, path)
+        x0 = ctx.data[self.of]
+        x_t = path.noise(x0, ctx.normal("eps", x0), t)
+        f = ctx.nets[self.role].flow_map(ctx.cond, path=path, two_time=False)
+        return f(x_t, t, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Renoise:
     """A shared re-noised point ``{"x_t", "t", "eps"}`` of a sample in the data.
 

@@ -72,8 +72,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
         name: getattr(curricula, name)
         for name in ("DoublingSegments", "RootSegments", "SegmentDecay", "Shrink")
     },
-    "Rollout": draws.Rollout,
-    "TeacherTrajectory": draws.TeacherTrajectory,
+    **{
+        name: getattr(draws, name)
+        for name in ("Denoised", "Jump", "Rollout", "TeacherTrajectory")
+    },
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

@@ -6,6 +6,8 @@ import functools
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from distilljax import cards
@@ -114,6 +116,20 @@ def test_networks_take_shape_and_classes_from_the_source():
     )
     assert found.networks["backbone"].num_classes == 8
     assert set(found.method.trained) == {"student", "fake_score", "discriminator"}
+
+
+def test_a_card_chooses_the_kind_of_its_heads():
+    backbone = {"name": "mlp", "width": 8, "hidden": 8, "blocks": 2}
+    head = {"name": "head", "kind": "patches", "product": True, "width": 8}
+    config = small("ladd", networks={"backbone": backbone, "discriminator": head})
+    found = cards.expand(config).networks["discriminator"]
+    params = found.init(jax.random.key(0))
+    taps = (jnp.ones((4, 8)), jnp.ones((4, 8)))
+    logits = found.functions["logits"](params, taps, 0.5, jnp.zeros(4, jnp.int32))
+    assert logits.shape == (4, 2)
+    config.networks.discriminator.kind = "patch"
+    with pytest.raises(ValueError, match="unknown kind of head 'patch'"):
+        cards.expand(config)
 
 
 def test_the_section_of_a_role_that_an_option_took_out_says_nothing():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 from distilljax import losses
@@ -38,8 +41,11 @@ def ladd(
     steps: int = 4,
     grid: Grid = EvenGrid(),
     shares: tuple[float, ...] | None = None,
+    draw: Callable[[Context], Any] | None = None,
     law: Law = LogitNormal(1.0, 1.0),
     hinge: bool = True,
+    misaligned: bool = False,
+    critic_weight: Schedule = 1.0,
     r1_weight: Schedule = 0.0,
     r1_std: float = 0.1,
     critic_steps: int = 1,
@@ -63,9 +69,14 @@ def ladd(
       grid: its time grid.
       shares: probability of each start time in training, from noise to data; default
         equal. One-step quality wants most of it on the first.
+      draw: how the student's samples are made in place of these three: a draw such as
+        `draws.Jump`, whose times follow a law.
       law: times of the discriminator, in the path's clock; where they lie settles
         whether structure (noisy) or texture is judged.
       hinge: hinge losses; otherwise the non-saturating pair.
+      misaligned: whether data under a neighbour's condition counts as fake; it couples
+        the samples of a batch, which forbids accumulation.
+      critic_weight: weight of the discriminator's loss; SANA-Sprint halves it.
       r1_weight: weight of the penalty; the number 0 leaves it out.
       r1_std: perturbation of the penalty.
       critic_steps: discriminator updates per student update; on small problems one
@@ -75,7 +86,7 @@ def ladd(
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, discriminator.
     """
-    draws = {"x": Denoised(steps, grid, shares, path=path)}
+    draws = {"x": draw or Denoised(steps, grid, shares, path=path)}
     deceive, detect = (
         (losses.generator_hinge, losses.discriminator_hinge)
         if hinge
@@ -89,7 +100,7 @@ def ladd(
         found, perturbed = (judged(ctx, x, t, p, "teacher")[1] for x in (x_t, moved))
         return losses.approximate_r1(found, perturbed, r1_std)
 
-    terms = (tell_apart(law, path, 1.0, detect, "teacher"),)
+    terms = (tell_apart(law, path, critic_weight, detect, "teacher", misaligned),)
     if not (isinstance(r1_weight, (int, float)) and r1_weight == 0):
         terms += (Term("r1", penalty, r1_weight),)
     return check(

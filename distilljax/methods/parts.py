@@ -181,16 +181,33 @@ def tell_apart(
     weight: Schedule,
     value: Callable[[Array, Array], Array] = losses.discriminator_nonsaturating,
     trunk: str = "fake_score",
+    misaligned: bool = False,
 ) -> Term:
-    """Discriminator side: real data against detached student samples, both noised."""
+    """Discriminator side: real data against detached student samples, both noised.
+
+    Args:
+      law: times of the noise.
+      path: path; default the student's network's.
+      weight: weight of the term.
+      value: loss of the logits of both.
+      trunk: role whose features are judged.
+      misaligned: counts the noised data under their neighbour's condition as fake too,
+        half of the fakes; couples the samples of a batch.
+    """
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
         fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
-        real = logits_at(ctx, ctx.data["x0"], law, p, "_real", trunk)
-        return value(real, fake)
+        x_t, t, _ = noised(ctx, ctx.data["x0"], law, p, "_real")
+        real = judged(ctx, x_t, t, p, trunk)[1]
+        values = value(real, fake)
+        if not misaligned or ctx.cond is None:
+            return values
+        other, t_other = (jnp.roll(a, 1, 0) for a in (x_t, t))
+        rolled = judged(ctx, other, t_other, p, trunk)[1]
+        return 0.5 * (values + value(real, rolled))
 
-    return Term("tell_apart", loss, weight)
+    return Term("tell_apart", loss, weight, coupled=misaligned)
 
 
 @dataclasses.dataclass(frozen=True)
