@@ -189,6 +189,7 @@ def sample(
     steps: int = 1,
     count: int | None = None,
     labels: Any = None,
+    guidance: float | None = None,
     seed: int = 0,
     batch_size: int = 512,
     out: str | os.PathLike | None = None,
@@ -202,6 +203,8 @@ def sample(
       count: number of samples; default one per label. Without labels, a class-
         conditional student gets every class in turn.
       labels: one class label per sample.
+      guidance: scale that a student is told which was trained for several (``embed``);
+        default the middle of those.
       seed: of noise and re-noising.
       batch_size: samples per program call.
       out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
@@ -219,7 +222,9 @@ def sample(
             count = 10 * fitted.num_classes
         labels = np.arange(count) % fitted.num_classes
     x = generation.generate(
-        generation.student_sampler(fitted.method, fitted.network, steps),
+        generation.student_sampler(
+            fitted.method, fitted.network, steps, guidance=guidance
+        ),
         fitted.params,
         sample_shape=fitted.sample_shape,
         count=count,
@@ -228,7 +233,8 @@ def sample(
         batch_size=batch_size,
         num_classes=fitted.num_classes,
         resume=None if out is None else f"{out}.parts",
-        tag=f"{fitted.method.name} {steps} step{'s' if steps > 1 else ''}",
+        tag=f"{fitted.method.name} {steps} step{'s' if steps > 1 else ''}"
+        + ("" if guidance is None else f" guidance {guidance}"),
         progress=progress,
     )
     if out is not None:

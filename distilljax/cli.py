@@ -67,6 +67,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--steps", type=int, default=1, help="network evaluations")
     sample.add_argument("--count", type=int, help="number of samples")
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
+    sample.add_argument(
+        "--guidance", type=float, help="scale, for students that are told one"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
     sample.add_argument(
@@ -209,13 +212,15 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
             raise ValueError(
                 f"--labels must be integers joined by commas, got {options.labels!r}"
             ) from None
-    name = f"steps{options.steps}_seed{options.seed}.npz"
+    scale = "" if options.guidance is None else f"_guidance{options.guidance:g}"
+    name = f"steps{options.steps}{scale}_seed{options.seed}.npz"
     out = pathlib.Path(options.out or pathlib.Path(options.run) / "samples" / name)
     x = api.sample(
         options.run,
         steps=options.steps,
         count=options.count,
         labels=labels,
+        guidance=options.guidance,
         seed=options.seed,
         batch_size=options.batch_size,
         out=out,

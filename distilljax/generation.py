@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.binding import Bound, Network
+from distilljax.binding import Bound, Network, told
 from distilljax.method import Method
 from distilljax.sampling import sample as sample_steps
 from distilljax.solvers import Heun, Solver, solve
@@ -29,7 +29,12 @@ Sampler = Callable[[Any, Array, Any, Array], Array]
 
 
 def student_sampler(
-    method: Method, network: Network, steps: int, *, grid: Grid | None = None
+    method: Method,
+    network: Network,
+    steps: int,
+    *,
+    grid: Grid | None = None,
+    guidance: float | None = None,
 ) -> Sampler:
     """The sampler of a method's student.
 
@@ -38,11 +43,21 @@ def student_sampler(
       network: network of the sampled role.
       steps: number of network evaluations.
       grid: another time grid than the method's.
+      guidance: scale that the student is told; default the method's.
 
     Returns:
       ``(params, eps, cond, key) -> x``, one program.
+
+    Raises:
+      ValueError: on a scale for a student that was not trained for several.
     """
     how = method.sampling
+    if guidance is not None and how.guidance is None:
+        raise ValueError(
+            f"the student of {method.name!r} is told no guidance scale, got guidance="
+            f"{guidance}: leave it out, or train with embed=True and several scales"
+        )
+    scale = how.guidance if guidance is None else guidance
     path = network.path if how.path is None else how.path
     if path is None:
         raise ValueError(f"network {network.name!r} does not say its path")
@@ -50,6 +65,8 @@ def student_sampler(
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
         net = Bound(how.role, network, params)
+        if scale is not None:
+            cond = told(cond, jnp.full(eps.shape[:1], scale, jnp.float32))
         if how.view is not None:
             f = how.view(net, cond, path)
         else:

@@ -137,6 +137,8 @@ class Sampling:
       two_time: whether the student is told the end time; default if it can be.
       boundary: see `AffineFlowMap`.
       role: the role that is sampled.
+      guidance: scale that a student is told which was trained for several; None for
+        students that are told none.
       view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
         network is no flow map by itself; default `Bound.flow_map`.
     """
@@ -147,6 +149,7 @@ class Sampling:
     two_time: bool | None = None
     boundary: float = 0.0
     role: str = "student"
+    guidance: float | None = None
     view: Callable[[Bound, Any, Any], FlowMap] | None = None
 
 

@@ -74,7 +74,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     },
     **{
         name: getattr(draws, name)
-        for name in ("Denoised", "Jump", "Rollout", "TeacherTrajectory")
+        for name in ("Among", "Denoised", "Jump", "Rollout", "TeacherTrajectory")
     },
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,

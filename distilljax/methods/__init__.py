@@ -13,16 +13,14 @@ from distilljax.method import Citation, Method
 from distilljax.methods.adversarial import LADD, ladd
 from distilljax.methods.anchored import DE_CM, FACM, de_cm, facm
 from distilljax.methods.composed import RCM, SANA_SPRINT, rcm, sana_sprint
-from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
+from distilljax.methods.consistency import CM_CD, LCM, SCM, cm_cd, lcm, scm
 from distilljax.methods.consistency_training import (
     CM_CT,
     ECT,
     ICT,
-    LCM,
     cm_ct,
     ect,
     ict,
-    lcm,
 )
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow

@@ -9,15 +9,16 @@ import jax
 
 from distilljax import losses
 from distilljax.context import Context
-from distilljax.draws import Denoised
-from distilljax.method import Citation, Method, Sampling, Term, check
+from distilljax.draws import Denoised, Guidance
+from distilljax.method import Citation, Method, Role, Sampling, Term, check
 from distilljax.methods.parts import (
+    TEACHER,
     fool,
-    judge_roles,
     judged,
     noised,
     path_of,
     tell_apart,
+    telling,
     twin_phases,
 )
 from distilljax.paths import Path
@@ -45,6 +46,7 @@ def ladd(
     law: Law = LogitNormal(1.0, 1.0),
     hinge: bool = True,
     misaligned: bool = False,
+    scales: Guidance | None = None,
     critic_weight: Schedule = 1.0,
     r1_weight: Schedule = 0.0,
     r1_std: float = 0.1,
@@ -76,6 +78,7 @@ def ladd(
       hinge: hinge losses; otherwise the non-saturating pair.
       misaligned: whether data under a neighbour's condition counts as fake; it couples
         the samples of a batch, which forbids accumulation.
+      scales: guidance scales that the student is told, see `scm`; None tells none.
       critic_weight: weight of the discriminator's loss; SANA-Sprint halves it.
       r1_weight: weight of the penalty; the number 0 leaves it out.
       r1_std: perturbation of the penalty.
@@ -86,7 +89,8 @@ def ladd(
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, discriminator.
     """
-    draws = {"x": draw or Denoised(steps, grid, shares, path=path)}
+    tell = telling(scales)
+    draws = {**tell.draws, "x": draw or Denoised(steps, grid, shares, path=path)}
     deceive, detect = (
         (losses.generator_hinge, losses.discriminator_hinge)
         if hinge
@@ -106,7 +110,11 @@ def ladd(
     return check(
         Method(
             name="ladd",
-            roles=judge_roles(),
+            roles={
+                "student": Role(needs=tell.needs),
+                "teacher": TEACHER._replace(needs=frozenset({"taps"})),
+                "discriminator": Role("discriminator", init="random"),
+            },
             phases=twin_phases(
                 terms,
                 (fool(law, path, 1.0, deceive, "teacher"),),
@@ -114,7 +122,9 @@ def ladd(
                 critic_steps,
                 trains=("discriminator",),
             ),
-            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            sampling=Sampling(
+                grid, Consistency(), path, two_time=False, guidance=tell.default
+            ),
             cite=(LADD,),
         )
     )

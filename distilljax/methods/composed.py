@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distilljax.composition import compose
-from distilljax.draws import Jump
+from distilljax.draws import Guidance, Jump
 from distilljax.method import Citation, Method, Stage
 from distilljax.methods.adversarial import ladd
 from distilljax.methods.consistency import scm
@@ -133,7 +133,8 @@ def sana_sprint(
     noise_law: Law = LogNormal(0.09, 1.0),
     full_noise: float = 0.5,
     misaligned: bool = True,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
+    embed: bool = False,
     warmup: int = 4000,
     path: Path = trigflow(),
     sampling_grid: Grid = TableGrid(((1.5707963, 1.3),)),
@@ -148,8 +149,7 @@ def sana_sprint(
 
     A flow teacher is viewed on TrigFlow exactly, without the paper's conversion or its
     fine-tuning; the dense time embedding and QK-norm that make its jvp stable belong to
-    the network. The paper draws the guidance scale among 4, 4.5 and 5 and embeds it;
-    here it is one number.
+    the network.
 
     Args:
       adversarial_weight: weight of the GAN; the number 0 leaves `scm`.
@@ -159,7 +159,9 @@ def sana_sprint(
       full_noise: share of the jumps from pure noise.
       misaligned: whether data under a neighbour's condition counts as fake; it couples
         the samples of a batch, which forbids accumulation.
-      guidance: scale ``w`` of the teacher.
+      guidance: scale ``w`` of the teacher, or several, see `scm`; the paper's are
+        ``Among((4.0, 4.5, 5.0))``.
+      embed: whether the student is told the scale (the paper's choice), see `lcm`.
       warmup: cycles of tangent warm-up.
       path: TrigFlow.
       sampling_grid: times of the sampler; the paper's second time is 1.3.
@@ -173,6 +175,7 @@ def sana_sprint(
         **{
             "law": law,
             "guidance": guidance,
+            "embed": embed,
             "warmup": Ramp(warmup),
             "path": path,
             "sampling_grid": sampling_grid,
@@ -187,6 +190,7 @@ def sana_sprint(
                 draw=Jump(times, path=path),
                 law=noise_law,
                 misaligned=misaligned,
+                scales=guidance if embed else None,
                 critic_weight=0.5,
                 path=path,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.binding import Bound
 from distilljax.context import Context
+from distilljax.draws import Guidance, Scales
 from distilljax.method import Phase, Role, Term
 from distilljax.paths import Path, expand
 from distilljax.times import Law, Schedule
@@ -27,9 +28,38 @@ def path_of(ctx: Context, path: Path | None, role: str = "student") -> Path:
     return ctx.nets[role].path if path is None else path
 
 
-def guidance_needs(guidance: float | tuple[float, float]) -> frozenset[str]:
-    """What a network must have for a guidance scale, or a range of them."""
+def guidance_needs(guidance: Guidance) -> frozenset[str]:
+    """What a network must have for a guidance scale, or for several of them."""
     return frozenset() if guidance == 1 else frozenset({"null"})
+
+
+def scale_of(ctx: Context, guidance: Guidance) -> Any:
+    """The guidance scale: that which the student is told, else one drawn per sample."""
+    if "guidance" in ctx.data:
+        return ctx.data["guidance"]
+    return guidance if isinstance(guidance, (int, float)) else Scales(guidance)(ctx)
+
+
+class Telling(NamedTuple):
+    """What a student wants that is told guidance scales.
+
+    Attributes:
+      draws: of the phases that call it, see `Context.told`.
+      needs: of its network.
+      default: the scale of its sampler, None if it is told none.
+    """
+
+    draws: dict[str, Any]
+    needs: frozenset[str]
+    default: float | None
+
+
+def telling(scales: Guidance | None) -> Telling:
+    """What it takes to tell a student scales; nothing for None."""
+    if scales is None:
+        return Telling({}, frozenset(), None)
+    draw = Scales(scales)
+    return Telling({"guidance": draw}, frozenset({"guidance"}), draw.middle)
 
 
 def twin_roles(
@@ -66,15 +96,6 @@ def twin_phases(
     )
 
 
-def judge_roles() -> dict[str, Role]:
-    """Student, frozen teacher with taps, and a discriminator on them."""
-    return {
-        "student": Role(),
-        "teacher": TEACHER._replace(needs=frozenset({"taps"})),
-        "discriminator": Role("discriminator", init="random"),
-    }
-
-
 def twin_predictions(
     ctx: Context, x_t: Array, t: Array, path: Path, guidance: float
 ) -> tuple[Array, Array]:
@@ -109,6 +130,14 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
         return jnp.where(drop.reshape((-1,) + (1,) * (a.ndim - 1)), b, a)
 
     return jax.tree.map(pick, cond, null), drop
+
+
+def same_dropout(ctx: Context, *nets: Bound) -> tuple[Bound, ...]:
+    """Networks with one dropout key; unchanged if the first has no dropout."""
+    if "dropout" not in nets[0].network.capabilities:
+        return nets
+    key = ctx.key("dropout")
+    return tuple(net.rng(key) for net in nets)
 
 
 def fit_score(
