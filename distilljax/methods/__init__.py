@@ -43,13 +43,12 @@ from distilljax.methods.score_matching import (
     tdm,
 )
 from distilljax.methods.trajectories import (
-    CTM,
     PROGRESSIVE,
     REFLOW,
-    ctm,
     progressive,
     reflow,
 )
+from distilljax.methods.trajectory_consistency import CTM, ctm
 from distilljax.methods.two_time import (
     AYF_EMD,
     AYF_LMD,

@@ -13,6 +13,7 @@ from distilljax.draws import Denoised, Guidance
 from distilljax.method import Citation, Method, Role, Sampling, Term, check
 from distilljax.methods.parts import (
     TEACHER,
+    feature_roles,
     fool,
     judged,
     noised,
@@ -110,11 +111,9 @@ def ladd(
     return check(
         Method(
             name="ladd",
-            roles={
-                "student": Role(needs=tell.needs),
-                "teacher": TEACHER._replace(needs=frozenset({"taps"})),
-                "discriminator": Role("discriminator", init="random"),
-            },
+            roles=feature_roles(
+                {"student": Role(needs=tell.needs), "teacher": TEACHER}, "teacher"
+            ),
             phases=twin_phases(
                 terms,
                 (fool(law, path, 1.0, deceive, "teacher"),),

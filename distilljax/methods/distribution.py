@@ -24,6 +24,7 @@ from distilljax.method import (
     check,
 )
 from distilljax.methods.parts import (
+    feature_roles,
     fit_score,
     fool,
     noised,
@@ -94,6 +95,7 @@ def dmd2(
     gan_weight: Schedule = 1e-3,
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = Uniform(),
+    features: str | None = "fake_score",
     warm_start: int = 0,
     warm_start_draw: TeacherTrajectory | None = None,
     warm_start_weights: tuple[float, ...] | None = None,
@@ -120,6 +122,8 @@ def dmd2(
         over elements); the number 0 leaves the GAN out.
       gan_critic_weight: weight of the discriminator's loss beside the score fit.
       gan_law: times of the diffusion GAN, for real and fake independently.
+      features: role on whose features the discriminator sits, see `ctm`; on the fake
+        score (the paper's) its loss trains that too, on ``teacher`` heads alone.
       warm_start: cycles of plain regression on the teacher's trajectories before
         matching begins (the released SDXL recipe starts its one-step student on
         noise-image pairs).
@@ -148,13 +152,9 @@ def dmd2(
     roles = twin_roles(guidance=guidance)
     trains = ("fake_score",)
     if gan:
-        student_terms += (fool(gan_law, path, gan_weight),)
-        critic_terms += (tell_apart(gan_law, path, gan_critic_weight),)
-        roles = twin_roles(
-            guidance=guidance,
-            fake_needs=frozenset({"taps"}),
-            discriminator=Role("discriminator", init="random"),
-        )
+        student_terms += (fool(gan_law, path, gan_weight, trunk=features),)
+        critic_terms += (tell_apart(gan_law, path, gan_critic_weight, trunk=features),)
+        roles = feature_roles(roles, features)
         trains += ("discriminator",)
     stages = ()
     if warm_start:

@@ -166,13 +166,57 @@ def fit_score(
     return Term("fit", loss, weight)
 
 
-def judged(
-    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str = "fake_score"
+def feature_roles(roles: Mapping[str, Role], features: str | None) -> dict[str, Role]:
+    """Roles with a discriminator on the features of one of them, see `judged`.
+
+    Args:
+      roles: of the method.
+      features: one of them, which then needs taps; the name of a role to be given; None
+        for the samples themselves.
+    """
+    out = {**roles, "discriminator": Role("discriminator", init="random")}
+    if features is not None:
+        role = roles.get(features)
+        out[features] = (
+            Role(features, init="given")
+            if role is None
+            else role._replace(needs=role.needs | {"taps"})
+        )
+    return out
+
+
+def _sees_clean(ctx: Context, trunk: str | None) -> bool:
+    return trunk is None or "encode" in ctx.nets[trunk].network.functions
+
+
+def shown(
+    ctx: Context, x: Array, law: Law, path: Path, suffix: str, trunk: str | None
 ) -> tuple[Array, Array]:
-    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation."""
+    """``(point, time)`` at which a trunk sees a sample: noised, or clean at 0."""
+    if _sees_clean(ctx, trunk):
+        return x, ctx.zeros()
+    return noised(ctx, x, law, path, suffix)[:2]
+
+
+def judged(
+    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str | None = "fake_score"
+) -> tuple[Array, Array]:
+    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation.
+
+    Args:
+      ctx: with the role ``discriminator``.
+      x_t: the point.
+      t: its time.
+      path: path of both.
+      trunk: role whose taps are judged; one with a function ``encode(params, x)`` is
+        asked for the features of a clean sample, and None judges that itself.
+    """
+    logits = ctx.nets.discriminator.call
+    if trunk is None or _sees_clean(ctx, trunk):
+        features = x_t if trunk is None else ctx.nets[trunk].call("encode", x_t)
+        return x_t, logits("logits", features, t / path.t_max, ctx.cond)
     denoised, taps = ctx.nets[trunk].denoised_and_taps(ctx.cond, x_t, t, path=path)
-    logits = ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
-    return denoised, logits
+    return denoised, logits("logits", taps, t / path.t_max, ctx.cond)
 
 
 def logits_at(
@@ -181,11 +225,10 @@ def logits_at(
     law: Law,
     path: Path,
     suffix: str = "",
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
 ) -> Array:
-    """Discriminator logits on a trunk's features at a re-noised sample."""
-    x_t, t, _ = noised(ctx, x, law, path, suffix)
-    return judged(ctx, x_t, t, path, trunk)[1]
+    """Discriminator logits of a sample, on a trunk's features; see `judged`."""
+    return judged(ctx, *shown(ctx, x, law, path, suffix, trunk), path, trunk)[1]
 
 
 def fool(
@@ -193,7 +236,7 @@ def fool(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array], Array] = losses.generator_nonsaturating,
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
 ) -> Term:
     """Generator side of the diffusion GAN; gradient through the features' input."""
 
@@ -209,7 +252,7 @@ def tell_apart(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array, Array], Array] = losses.discriminator_nonsaturating,
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
     misaligned: bool = False,
 ) -> Term:
     """Discriminator side: real data against detached student samples, both noised.
@@ -219,7 +262,7 @@ def tell_apart(
       path: path; default the student's network's.
       weight: weight of the term.
       value: loss of the logits of both.
-      trunk: role whose features are judged.
+      trunk: role whose features are judged, see `judged`.
       misaligned: counts the noised data under their neighbour's condition as fake too,
         half of the fakes; couples the samples of a batch.
     """
@@ -227,7 +270,7 @@ def tell_apart(
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
         fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
-        x_t, t, _ = noised(ctx, ctx.data["x0"], law, p, "_real")
+        x_t, t = shown(ctx, ctx.data["x0"], law, p, "_real", trunk)
         real = judged(ctx, x_t, t, p, trunk)[1]
         values = value(real, fake)
         if not misaligned or ctx.cond is None:

@@ -221,10 +221,11 @@ def policy(
     sample_shape: tuple[int, ...],
     *,
     components: int = 8,
+    mixture: bool = True,
     spread: float = 0.1,
     name: str = "policy",
 ) -> Network:
-    """A network that also emits a Gaussian mixture, for `methods.pi_flow`.
+    """A network that also emits several predictions, for `methods.pi_flow`.
 
     Linear heads on the last tap. Its parameters are the backbone's and one more entry
     ``policy``, so that it starts from a teacher with the backbone's parameters.
@@ -232,19 +233,24 @@ def policy(
     Args:
       backbone: network with taps.
       sample_shape: shape of a sample; its last axis shares the mixture's weights.
-      components: ``K``.
+      components: ``K``, components of a mixture or estimates on a grid.
+      mixture: whether the predictions are those of a Gaussian mixture, with weights and
+        a standard deviation; otherwise they stand alone (pi-Flow's grid policy).
       spread: standard deviation of what is added to the prediction at first, per
-        component; with 0 all components stay equal.
+        component; with 0 all components of a mixture stay equal.
       name: how errors call it.
 
     Returns:
       The backbone with the function ``policy(x, t, cond)``, which gives predictions
       ``[B, K, *sample_shape]`` of the backbone's kind, their common log standard
-      deviation ``[B]`` and logits ``[B, K, *sample_shape[:-1], 1]``.
+      deviation ``[B]`` and logits ``[B, K, *sample_shape[:-1], 1]``; both None without
+      a mixture.
     """
     features = _last(taps_shape(backbone, sample_shape)).size
     size, places = math.prod(sample_shape), math.prod(sample_shape[:-1])
-    widths = {"predictions": components * size, "logits": components * places}
+    widths = {"predictions": components * size}
+    if mixture:
+        widths |= {"logits": components * places, "log_std": 1}
 
     def init(key: Array) -> Any:
         own, draw = jax.random.split(key)
@@ -255,7 +261,6 @@ def policy(
             "w": scale * jax.random.normal(w, (features, widths["predictions"])),
             "b": spread / math.sqrt(2.0) * jax.random.normal(b, (size * components,)),
         }
-        heads["log_std"] = _zero_linear(features, 1)
         return {**backbone.init(own), "policy": heads}
 
     def bare(params: Any) -> Any:
@@ -272,6 +277,8 @@ def policy(
         found = {k: h @ p["w"] + p["b"] for k, p in params["policy"].items()}
         lead = (x.shape[0], components)
         added = found["predictions"].reshape(*lead, *x.shape[1:])
+        if not mixture:
+            return widen(out[:, None] + added), None, None
         logits = found["logits"].reshape(*lead, *x.shape[1:-1], 1)
         return widen((out[:, None] + added, found["log_std"][:, 0], logits))
 
