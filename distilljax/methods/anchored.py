@@ -355,8 +355,10 @@ def de_cm(
       0``. It is FACM's, and the default here (``relaxation``).
     - ``a v + (1 - a)(u - t du/dt)``, the two squares of equation 8 under shares, rests
       there for ``a = 1/2`` alone, where their gradient is that of ``u*``. Otherwise it
-      rests at the solution of ``u = v - kappa t du/dt``, ``kappa = (1 - a)/a``: it is a
-      tangent warm-up, and sound only if ``kappa`` ends at 1 (``warmup``).
+      rests at the solution of ``u = v - kappa t du/dt``, ``kappa = (1 - a)/a``, the
+      mean velocity under the weight ``t^(1/kappa - 1)``, whose jump misses by half the
+      spread of the data at ``a = 0.7`` or 0.3: a tangent warm-up, sound only if
+      ``kappa`` ends at 1 (``warmup``).
     - ``a v + (1 - a) u`` rests at ``u = v``: no consistency at all.
 
     The notes print the tangent of ``L_n2n`` with its two weights exchanged; that form
