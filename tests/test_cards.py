@@ -132,6 +132,16 @@ def test_a_card_chooses_the_kind_of_its_heads():
         cards.expand(config)
 
 
+def test_a_card_gives_a_student_that_is_told_scales_its_input():
+    options = {"guidance": "Among((2.0, 3.0, 4.0))", "embed": True}
+    config = cards.digits_card("lcm", options)
+    assert tuple(config.networks.student.guidance) == (0.1, 1000.0, 128)
+    found = cards.expand(config)
+    assert found.method.sampling.guidance == 3.0
+    for role, on in (("student", True), ("target", True), ("backbone", False)):
+        assert ("guidance" in found.networks[role].capabilities) == on
+
+
 def test_the_section_of_a_role_that_an_option_took_out_says_nothing():
     config = cards.load(ROOT / "configs" / "digits" / "dmd2.py")
     assert config.discriminator.betas[0] == 0.5

@@ -9,7 +9,7 @@ import pytest
 
 from distilljax.draws import Among, Scales
 from distilljax.generation import student_sampler
-from distilljax.methods import ayf_lmd, ladd, lcm, sana_sprint, scm
+from distilljax.methods import ayf_lmd, ladd, lcm, rcm, sana_sprint, scm
 from tests import exact, toy
 from tests.methods import cases
 from tests.methods.played import play
@@ -93,6 +93,9 @@ def test_a_network_that_cannot_be_told_is_refused():
         play(scm(guidance=(1.0, 3.0), embed=True, **SCM))
     with pytest.raises(ValueError, match="embed=True tells the student the scale"):
         scm(teacher=False, embed=True)
+    # Its critic would see samples of a student that is told nothing.
+    with pytest.raises(ValueError, match=r"every phase .*\['fake_score'\] draw none"):
+        rcm(scm_options={"embed": True})
 
 
 def test_a_told_student_is_sampled_at_any_scale():
