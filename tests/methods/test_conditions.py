@@ -136,8 +136,15 @@ def inits(method, nets):
     return lambda key: {role: net.init(key) for role, net in joined.items()}
 
 
-@pytest.mark.parametrize("kind", ["none", "embedding", "image"])
-@pytest.mark.parametrize("name", sorted(CATALOGUE))
+EVERY = [(name, kind) for name in sorted(CATALOGUE) for kind in ("none", "image")]
+EVERY += [(name, "embedding") for name in cases.CORE]
+REST = [
+    pytest.param(name, "embedding", marks=pytest.mark.full)
+    for name in sorted(set(CATALOGUE) - set(cases.CORE))
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY + REST)
 def test_every_method_takes_every_kind_of_condition(name, kind):
     cond = CONDITIONS[kind]
     nets = around(backbone(cond), cases.SHAPE, kind)

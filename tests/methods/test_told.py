@@ -21,7 +21,6 @@ METHODS = {
     "lcm": (lcm, {}),
     "scm": (scm, SCM),
     "ayf_lmd": (ayf_lmd, {}),
-    "sana_sprint": (sana_sprint, {"warmup": 0, "scm_options": SCM}),
 }
 
 
@@ -45,16 +44,13 @@ def test_the_student_is_told_the_scale_that_guides_its_teacher(name):
     nets = {"student": listener(seen), "target": listener(seen)}
     method = build(guidance=Among((2.5, 2.5)), embed=True, **options)
     found = play(method, **nets).values()
-    assert len(seen) >= 1 + (name in ("lcm", "sana_sprint"))
+    assert len(seen) == 1 + (name == "lcm")
     for scale in seen:
         np.testing.assert_array_equal(scale, jnp.full(16, 2.5, scale.dtype))
     # The listener does not use what it is told.
     number = play(build(guidance=2.5, **options)).values()
-    other = play(build(guidance=3.0, **options)).values()
-    main = next(iter(found))
     for term in found:
         exact.allclose(found[term], number[term], 1e-6)
-    assert not np.allclose(number[main], other[main], rtol=1e-3)
 
 
 @pytest.mark.parametrize("guidance", [(1.0, 3.0), Among((4.0, 4.5, 5.0)), 4.0])
