@@ -196,12 +196,13 @@ def sample(
     steps: int = 1,
     count: int | None = None,
     labels: Any = None,
+    guidance: float | None = None,
     seed: int = 0,
     batch_size: int = 512,
     teacher: Fitted | str | os.PathLike | None = None,
     teacher_steps: int = 1,
     teacher_nfe: int | None = None,
-    guidance: float = 1.0,
+    teacher_guidance: float = 1.0,
     out: str | os.PathLike | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
@@ -213,13 +214,15 @@ def sample(
       count: number of samples; default one per label. Without labels, a class-
         conditional student gets every class in turn.
       labels: one class label per sample.
+      guidance: scale that a student is told which was trained for several (``embed``);
+        default the middle of those.
       seed: of noise and re-noising.
       batch_size: samples per program call.
       teacher: takes the first steps in the student's place; see `generation.Lead`.
       teacher_steps: how many, less than ``steps``.
       teacher_nfe: its evaluations for them, without guidance; default 2 a step, with
         Heun's method.
-      guidance: the teacher's scale ``w``; 1 is off, else its evaluations double.
+      teacher_guidance: its scale ``w``; 1 is off, else its evaluations double.
       out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
         it; an interrupted call continues.
       progress: shows a bar; default on a terminal.
@@ -233,11 +236,11 @@ def sample(
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)
-        lead = lead_of(fitted, first, teacher_steps, teacher_nfe, guidance)
+        lead = lead_of(fitted, first, teacher_steps, teacher_nfe, teacher_guidance)
         params = (fitted.params, first.params)
-    elif teacher_steps != 1 or teacher_nfe is not None or guidance != 1:
+    elif teacher_steps != 1 or teacher_nfe is not None or teacher_guidance != 1:
         raise ValueError(
-            "teacher_steps, teacher_nfe and guidance are those of a teacher that takes "
+            "teacher_steps, teacher_nfe and teacher_guidance are those of a teacher that takes "
             "the first steps: pass teacher="
         )
     if labels is None and fitted.num_classes is not None:
@@ -245,7 +248,9 @@ def sample(
             count = 10 * fitted.num_classes
         labels = np.arange(count) % fitted.num_classes
     x = generation.generate(
-        generation.student_sampler(fitted.method, fitted.network, steps, lead=lead),
+        generation.student_sampler(
+            fitted.method, fitted.network, steps, lead=lead, guidance=guidance
+        ),
         params,
         sample_shape=fitted.sample_shape,
         count=count,
@@ -254,7 +259,8 @@ def sample(
         batch_size=batch_size,
         num_classes=fitted.num_classes,
         resume=None if out is None else f"{out}.parts",
-        tag=f"{fitted.method.name} in {steps}, {spent(steps, lead)}",
+        tag=f"{fitted.method.name} in {steps}, {spent(steps, lead)}"
+        + ("" if guidance is None else f", guidance {guidance}"),
         progress=progress,
     )
     if out is not None:

@@ -39,7 +39,7 @@ Params = Any
 Condition = Any
 
 CAPABILITIES = frozenset(
-    {"jvp", "taps", "second_time", "null", "cache", "blocks", "dropout"}
+    {"jvp", "taps", "second_time", "null", "guidance", "cache", "blocks", "dropout"}
 )
 
 # Roles that judge the student carry one name more in profiles, see `scope`.
@@ -80,7 +80,8 @@ class Network:
       init: ``key -> params``, a pytree of arrays.
       path: path on which it predicts; None for discriminators, rewards, decoders.
       prediction: kind of its prediction, or its name; None likewise.
-      capabilities: subset of ``jvp, taps, second_time, null, cache, blocks, dropout``.
+      capabilities: subset of `CAPABILITIES`; one with ``guidance`` also takes
+        conditions as `told` makes them.
       null: condition -> null condition of the same structure, for guidance.
       functions: further pure functions ``(params, ...)`` by name: ``logits``,
         ``encode``, ``decode``, ``value``.
@@ -111,6 +112,26 @@ class Network:
                 "it was trained and what it predicts, for example "
                 "path=paths.linear(), prediction='velocity'"
             )
+
+
+def told(cond: Condition, scale: Array | None) -> Condition:
+    """The condition of a student that is told its guidance scale.
+
+    Args:
+      cond: condition without it.
+      scale: guidance scale ``w``, ``[B]``; None tells nothing.
+
+    Returns:
+      ``{"cond": cond, "guidance": scale}``, or ``cond`` alone.
+    """
+    return cond if scale is None else {"cond": cond, "guidance": scale}
+
+
+def untold(cond: Condition) -> tuple[Condition, Array | None]:
+    """``(condition, guidance scale)`` of a condition that `told` may have made."""
+    if isinstance(cond, dict) and "guidance" in cond:
+        return cond["cond"], cond["guidance"]
+    return cond, None
 
 
 def flow_output(path: Path) -> Prediction:

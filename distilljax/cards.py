@@ -166,11 +166,14 @@ def _players(
     """Sections of the networks that a method wants around one kind of network."""
     built = {"backbone": dict(network)}
     roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
-    if second_time:
+    own: dict[str, Any] = {"second_time": True} if second_time else {}
+    if "guidance" in roles["student"].needs:
+        own["guidance"] = (0.1, 1000.0, 128)
+    if own:
         # A target has the parameters of its student.
         for role in ("student", "target"):
             if role in roles:
-                built[role] = {**network, "second_time": True}
+                built[role] = {**network, **own}
     if "discriminator" in roles:
         built["discriminator"] = {"name": "head"}
     if "log_weight" in roles:

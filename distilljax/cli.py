@@ -72,6 +72,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--steps", type=int, default=1, help="network evaluations")
     sample.add_argument("--count", type=int, help="number of samples")
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
+    sample.add_argument(
+        "--guidance", type=float, help="scale, for students that are told one"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
     sample.add_argument("--teacher", help="run folder; it takes the first steps")
@@ -82,7 +85,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--teacher-nfe", type=int, help="its evaluations for them, default 2 a step"
     )
     sample.add_argument(
-        "--guidance", type=float, default=1.0, help="its scale; 1 is off"
+        "--teacher-guidance", type=float, default=1.0, help="its scale; 1 is off"
     )
     sample.add_argument(
         "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
@@ -317,12 +320,14 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
     from distilljax import api
 
     led = f"_teacher{options.teacher_steps}" if options.teacher else ""
+    if options.guidance is not None:
+        led += f"_guidance{options.guidance:g}"
     name = f"steps{options.steps}{led}_seed{options.seed}.npz"
     out = epath.Path(options.out or epath.Path(options.run) / "samples" / name)
     student, teacher, lead = api.load(options.run), None, None
     if options.teacher:
         teacher = api.load(options.teacher)
-        given = options.teacher_steps, options.teacher_nfe, options.guidance
+        given = options.teacher_steps, options.teacher_nfe, options.teacher_guidance
         lead = api.lead_of(student, teacher, *given)
     x = api.sample(
         student,
@@ -334,6 +339,7 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
         teacher=teacher,
         teacher_steps=options.teacher_steps,
         teacher_nfe=options.teacher_nfe,
+        teacher_guidance=options.teacher_guidance,
         guidance=options.guidance,
         out=out,
     )

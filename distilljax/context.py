@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax.binding import Nets
+from distilljax.binding import Nets, told
 from distilljax.paths import Path
 from distilljax.times import Law, PairLaw
 
@@ -74,6 +74,11 @@ class Context:
     def cond(self) -> Any:
         """The condition of the batch, None if there is none."""
         return self.data.get("cond")
+
+    @property
+    def told(self) -> Any:
+        """The student's condition: with the scale in ``data["guidance"]``, if any."""
+        return told(self.cond, self.data.get("guidance"))
 
     def key(self, name: str) -> Array:
         """The key of a name.

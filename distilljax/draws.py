@@ -27,6 +27,44 @@ sg = jax.lax.stop_gradient
 
 
 @dataclasses.dataclass(frozen=True)
+class Among:
+    """Guidance scales drawn with equal chances from a list."""
+
+    values: tuple[float, ...]
+
+
+Guidance = float | tuple[float, float] | Among
+
+
+@dataclasses.dataclass(frozen=True)
+class Scales:
+    """Guidance scales, one per sample, for teachers and the students they are told to.
+
+    Attributes:
+      of: one scale, a range ``(low, high)`` or `Among` a list.
+    """
+
+    of: Guidance
+
+    @property
+    def middle(self) -> float:
+        """The scale at which a student that was told scales is sampled by default."""
+        if isinstance(self.of, Among):
+            return self.of.values[len(self.of.values) // 2]
+        return sum(self.of) / 2.0 if isinstance(self.of, tuple) else float(self.of)
+
+    def __call__(self, ctx: Context) -> Array:
+        """``w``, ``[B]``."""
+        if isinstance(self.of, Among):
+            index = ctx.integers("guidance", len(self.of.values))
+            return jnp.asarray(self.of.values, jnp.float32)[index]
+        if isinstance(self.of, tuple):
+            low, high = self.of
+            return low + (high - low) * ctx.uniform("guidance")
+        return ctx.zeros() + self.of
+
+
+@dataclasses.dataclass(frozen=True)
 class Rollout:
     """The student's own sample after some steps of its sampler (backward simulation).
 
@@ -88,7 +126,7 @@ class Rollout:
         return live, frozen
 
     def _one_case(self, ctx: Context, path: Path) -> Array:
-        live, frozen = self._maps(ctx, path, ctx.cond)
+        live, frozen = self._maps(ctx, path, ctx.told)
         cases = self._cases(path)
         deepest = max(k for _, k in cases)
         # Schedules are padded so that one table of times serves every case.
@@ -148,14 +186,14 @@ class Rollout:
             if start == group:
                 break
             x = rows[:, stay:].reshape((-1,) + x.shape[1:])
-            cond = jax.tree.map(lambda c, a=start: grouped(c, a), ctx.cond)
+            cond = jax.tree.map(lambda c, a=start: grouped(c, a), ctx.told)
             _, frozen = self._maps(ctx, path, cond)
             clean = sg(frozen(x, at(i, start), 0.0))
             x = path.noise(clean, ctx.normal(f"renoise{i}", x), at(i + 1, start))
         states = jnp.concatenate(left, axis=1)
         states = states.reshape((ctx.batch_size,) + states.shape[2:])
         exits = jnp.asarray([times[k] for times, k in slots], jnp.float32)
-        live, _ = self._maps(ctx, path, ctx.cond)
+        live, _ = self._maps(ctx, path, ctx.told)
         return live(sg(states), jnp.tile(exits, ctx.batch_size // group), 0.0)
 
 
@@ -195,7 +233,7 @@ class OdeRollout:
         path = ctx.nets[self.role].path if self.path is None else self.path
         student = ctx.nets[self.role]
         live, frozen = (
-            net.flow_map(ctx.cond, path=path, two_time=False)
+            net.flow_map(ctx.told, path=path, two_time=False)
             for net in (student, student.detached())
         )
         rows = [self.grid(n, path) for n in self.steps]
@@ -256,9 +294,34 @@ class Denoised:
         t = times[jnp.sum(ctx.uniform("step")[:, None] >= edges, axis=1)]
         x0 = ctx.data[self.of]
         x_t = path.noise(x0, ctx.normal("eps", x0), t)
-        return ctx.nets[self.role].flow_map(ctx.cond, path=path, two_time=False)(
+        return ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)(
             x_t, t, 0.0
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Jump:
+    """The student's prediction of the data from noised data, at times of a law.
+
+    Attributes:
+      law: law of the time from which it jumps.
+      of: data field that is noised.
+      path: path of the states; default the student's network's.
+      role: the role that predicts.
+    """
+
+    law: Law
+    of: str = "x0"
+    path: Path | None = None
+    role: str = "student"
+
+    def __call__(self, ctx: Context) -> Array:
+        path = ctx.nets[self.role].path if self.path is None else self.path
+        t = ctx.times("t", self.law, path)
+        x0 = ctx.data[self.of]
+        x_t = path.noise(x0, ctx.normal("eps", x0), t)
+        f = ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)
+        return f(x_t, t, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

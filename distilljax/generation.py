@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import editing, storage
-from distilljax.binding import Bound, Network
+from distilljax.binding import Bound, Network, told
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
@@ -90,6 +90,7 @@ def student_sampler(
     *,
     grid: Grid | None = None,
     lead: Lead | None = None,
+    guidance: float | None = None,
 ) -> Sampler:
     """The sampler of a method's student.
 
@@ -99,16 +100,25 @@ def student_sampler(
       steps: number of steps; each that the student takes is one evaluation.
       grid: another time grid than the method's.
       lead: a teacher that takes the first of the steps.
+      guidance: scale that the student is told; default the method's.
 
     Returns:
       ``(params, eps, cond, key) -> x``, one program. With a lead ``params`` is the pair
       of the student's and the teacher's.
 
     Raises:
-      ValueError: if the network does not say its path, or on a lead that leaves the
-        student no step or cannot spend its evaluations.
+      ValueError: if the network does not say its path, on a lead that leaves the
+        student no step or cannot spend its evaluations, or on a scale for a student
+        that was not trained for several.
     """
     path = sampling_path(method, network)
+    scale = method.sampling.guidance
+    if guidance is not None and scale is None:
+        raise ValueError(
+            f"the student of {method.name!r} is told no guidance scale, got guidance="
+            f"{guidance}: leave it out, or train with embed=True and several scales"
+        )
+    scale = scale if guidance is None else guidance
     times = (method.sampling.grid if grid is None else grid)(steps, path)
     led = None if lead is None else _lead_times(lead, times, path)
 
@@ -120,6 +130,8 @@ def student_sampler(
             own, key = jax.random.split(key)
             x = _followed(teacher, x, led, cond, own, path, lead.solver, lead.guidance)
             left = times[lead.steps :]
+        if scale is not None:
+            cond = told(cond, jnp.full(eps.shape[:1], scale, jnp.float32))
         f = student_map(method, network, params, cond)
         rule = method.sampling.renoise
         x = sample_steps(f, x, left, path=path, renoise=rule, key=key)

@@ -137,6 +137,8 @@ class Sampling:
       two_time: whether the student is told the end time; default if it can be.
       boundary: see `AffineFlowMap`.
       role: the role that is sampled.
+      guidance: scale that a student is told which was trained for several; None for
+        students that are told none.
       view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
         network is no flow map by itself; default `Bound.flow_map`.
     """
@@ -147,6 +149,7 @@ class Sampling:
     two_time: bool | None = None
     boundary: float = 0.0
     role: str = "student"
+    guidance: float | None = None
     view: Callable[[Bound, Any, Any], FlowMap] | None = None
 
 
@@ -255,6 +258,13 @@ def _check_phases(where: str, method: Method, phases: tuple[Phase, ...]) -> None
     names = [phase.name for phase in phases]
     if len(set(names)) != len(names):
         raise ValueError(f"{where}: phase names must be unique, got {names}")
+    silent = [p.name for p in phases if p.draws and "guidance" not in p.draws]
+    if silent and any("guidance" in p.draws for p in phases):
+        raise ValueError(
+            f"{where}: a student that is told guidance scales must be told them in "
+            f"every phase that draws its samples, and {silent} draw none; give each "
+            "of the methods the same scales, or tell none"
+        )
     for phase in phases:
         label = f"{where}, phase {phase.name!r}"
         if phase.repeat < 1:

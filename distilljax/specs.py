@@ -73,10 +73,13 @@ _CALLS: dict[str, Callable[..., Any]] = {
         name: getattr(curricula, name)
         for name in ("DoublingSegments", "RootSegments", "SegmentDecay", "Shrink")
     },
-    "Rollout": draws.Rollout,
-    "StoredPairs": draws.StoredPairs,
-    "StoredTrajectory": draws.StoredTrajectory,
-    "TeacherTrajectory": draws.TeacherTrajectory,
+    **{
+        name: getattr(draws, name)
+        for name in (
+            *("Among", "Denoised", "Jump", "Rollout", "StoredPairs"),
+            *("StoredTrajectory", "TeacherTrajectory"),
+        )
+    },
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

@@ -83,7 +83,12 @@ def test_a_teacher_may_take_the_first_steps(teacher, student):
     assert led.shape == (3, *SHAPE)
     assert np.abs(led - distilljax.sample(student, steps=3, labels=labels)).max() > 1e-3
     more = distilljax.sample(
-        student, steps=3, labels=labels, teacher=teacher, teacher_nfe=8, guidance=2.0
+        student,
+        steps=3,
+        labels=labels,
+        teacher=teacher,
+        teacher_nfe=8,
+        teacher_guidance=2.0,
     )
     assert np.abs(led - more).max() > 1e-3
     assert api.spent(3) == "NFE 3"

@@ -156,6 +156,30 @@ def test_networks_take_shape_and_classes_from_the_source():
     assert set(found.method.trained) == {"student", "fake_score", "discriminator"}
 
 
+def test_a_card_chooses_the_kind_of_its_heads():
+    backbone = {"name": "mlp", "width": 8, "hidden": 8, "blocks": 2}
+    head = {"name": "head", "kind": "patches", "product": True, "width": 8}
+    config = small("ladd", networks={"backbone": backbone, "discriminator": head})
+    found = cards.expand(config).networks["discriminator"]
+    params = found.init(jax.random.key(0))
+    taps = (jnp.ones((4, 8)), jnp.ones((4, 8)))
+    logits = found.functions["logits"](params, taps, 0.5, jnp.zeros(4, jnp.int32))
+    assert logits.shape == (4, 2)
+    config.networks.discriminator.kind = "patch"
+    with pytest.raises(ValueError, match="unknown kind of head 'patch'"):
+        cards.expand(config)
+
+
+def test_a_card_gives_a_student_that_is_told_scales_its_input():
+    options = {"guidance": "Among((2.0, 3.0, 4.0))", "embed": True}
+    config = cards.digits_card("lcm", options)
+    assert tuple(config.networks.student.guidance) == (0.1, 1000.0, 128)
+    found = cards.expand(config)
+    assert found.method.sampling.guidance == 3.0
+    for role, on in (("student", True), ("target", True), ("backbone", False)):
+        assert ("guidance" in found.networks[role].capabilities) == on
+
+
 def test_the_section_of_a_role_that_an_option_took_out_says_nothing():
     config = cards.load(ROOT / "configs" / "digits" / "dmd2.py")
     assert config.discriminator.betas[0] == 0.5

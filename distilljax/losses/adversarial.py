@@ -1,4 +1,6 @@
-"""GAN losses on logits ``[B]`` (or ``[B, heads]``), positive = real.
+"""GAN losses on logits ``[B]`` or ``[B, ...]``, positive = real.
+
+Logits of several heads and positions are averaged per sample, after the nonlinearity.
 
 | family | discriminator | generator |
 |---|---|---|
@@ -60,7 +62,7 @@ def approximate_r1(logits: Array, perturbed: Array, std: float) -> Array:
     order.
 
     Args:
-      logits: at the (re-noised) sample, ``[B]`` or ``[B, heads]``.
+      logits: at the (re-noised) sample, ``[B]`` or ``[B, ...]``.
       perturbed: at the sample plus ``std`` times standard normal noise.
       std: perturbation, positive.
 

@@ -11,20 +11,19 @@ from typing import Any, NamedTuple
 from distilljax.errors import unknown
 from distilljax.method import Citation, Method
 from distilljax.methods.adversarial import LADD, ladd
-from distilljax.methods.anchored import DE_CM, FACM, de_cm, facm
+from distilljax.methods.anchored import FACM, facm
 from distilljax.methods.composed import RCM, SANA_SPRINT, rcm, sana_sprint
-from distilljax.methods.consistency import CM_CD, SCM, cm_cd, scm
+from distilljax.methods.consistency import CM_CD, LCM, SCM, cm_cd, lcm, scm
 from distilljax.methods.consistency_training import (
     CM_CT,
     ECT,
     ICT,
-    LCM,
     cm_ct,
     ect,
     ict,
-    lcm,
 )
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
+from distilljax.methods.dual_end import DE_CM, de_cm
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
 from distilljax.methods.policy import PI_FLOW, pi_flow
 from distilljax.methods.regression import (
@@ -45,13 +44,12 @@ from distilljax.methods.score_matching import (
     tdm,
 )
 from distilljax.methods.trajectories import (
-    CTM,
     PROGRESSIVE,
     REFLOW,
-    ctm,
     progressive,
     reflow,
 )
+from distilljax.methods.trajectory_consistency import CTM, ctm
 from distilljax.methods.two_time import (
     AYF_EMD,
     AYF_LMD,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 
 from distilljax import losses
 from distilljax.context import Context
-from distilljax.draws import Denoised
-from distilljax.method import Citation, Method, Sampling, Term, check
+from distilljax.draws import Denoised, Guidance
+from distilljax.method import Citation, Method, Role, Sampling, Term, check
 from distilljax.methods.parts import (
+    TEACHER,
+    feature_roles,
     fool,
-    judge_roles,
     judged,
     noised,
     path_of,
     tell_apart,
+    telling,
     twin_phases,
 )
 from distilljax.paths import Path
@@ -38,8 +43,12 @@ def ladd(
     steps: int = 4,
     grid: Grid = EvenGrid(),
     shares: tuple[float, ...] | None = None,
+    draw: Callable[[Context], Any] | None = None,
     law: Law = LogitNormal(1.0, 1.0),
     hinge: bool = True,
+    misaligned: bool = False,
+    scales: Guidance | None = None,
+    critic_weight: Schedule = 1.0,
     r1_weight: Schedule = 0.0,
     r1_std: float = 0.1,
     critic_steps: int = 1,
@@ -63,9 +72,15 @@ def ladd(
       grid: its time grid.
       shares: probability of each start time in training, from noise to data; default
         equal. One-step quality wants most of it on the first.
+      draw: how the student's samples are made in place of these three: a draw such as
+        `draws.Jump`, whose times follow a law.
       law: times of the discriminator, in the path's clock; where they lie settles
         whether structure (noisy) or texture is judged.
       hinge: hinge losses; otherwise the non-saturating pair.
+      misaligned: whether data under a neighbour's condition counts as fake; it couples
+        the samples of a batch, which forbids accumulation.
+      scales: guidance scales that the student is told, see `scm`; None tells none.
+      critic_weight: weight of the discriminator's loss; SANA-Sprint halves it.
       r1_weight: weight of the penalty; the number 0 leaves it out.
       r1_std: perturbation of the penalty.
       critic_steps: discriminator updates per student update; on small problems one
@@ -75,7 +90,8 @@ def ladd(
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, discriminator.
     """
-    draws = {"x": Denoised(steps, grid, shares, path=path)}
+    tell = telling(scales)
+    draws = {**tell.draws, "x": draw or Denoised(steps, grid, shares, path=path)}
     deceive, detect = (
         (losses.generator_hinge, losses.discriminator_hinge)
         if hinge
@@ -89,13 +105,15 @@ def ladd(
         found, perturbed = (judged(ctx, x, t, p, "teacher")[1] for x in (x_t, moved))
         return losses.approximate_r1(found, perturbed, r1_std)
 
-    terms = (tell_apart(law, path, 1.0, detect, "teacher"),)
+    terms = (tell_apart(law, path, critic_weight, detect, "teacher", misaligned),)
     if not (isinstance(r1_weight, (int, float)) and r1_weight == 0):
         terms += (Term("r1", penalty, r1_weight),)
     return check(
         Method(
             name="ladd",
-            roles=judge_roles(),
+            roles=feature_roles(
+                {"student": Role(needs=tell.needs), "teacher": TEACHER}, "teacher"
+            ),
             phases=twin_phases(
                 terms,
                 (fool(law, path, 1.0, deceive, "teacher"),),
@@ -103,7 +121,9 @@ def ladd(
                 critic_steps,
                 trains=("discriminator",),
             ),
-            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            sampling=Sampling(
+                grid, Consistency(), path, two_time=False, guidance=tell.default
+            ),
             cite=(LADD,),
         )
     )

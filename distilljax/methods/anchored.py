@@ -20,15 +20,13 @@ from distilljax.methods.parts import TEACHER, guidance_needs, noised
 from distilljax.metrics import mse_cosine
 from distilljax.paths import Path, Time, expand, linear
 from distilljax.predictions import VELOCITY, convert
-from distilljax.sampling import Consistency, HopFirst
+from distilljax.sampling import Consistency
 from distilljax.times import (
     ArctanNormal,
     EvenGrid,
     Grid,
     Law,
-    Ramp,
     Schedule,
-    Uniform,
     value_at,
 )
 
@@ -41,14 +39,6 @@ FACM = Citation(
     "Peng, Zhu, Liu, Wu, Li, Sun, Wu",
     2025,
     "arXiv:2507.03738",
-)
-DE_CM = Citation(
-    "de_cm",
-    "Dual-End Consistency Model",
-    "Dong, Guo, Bai, Yuan, Luo, Zou",
-    2026,
-    "arXiv:2602.10764",
-    "eq. 8, 13 to 18",
 )
 
 
@@ -197,47 +187,6 @@ def weighted(
     )
 
 
-def hop(
-    velocity: Callable[[Context], Field],
-    path: Path,
-    law: Law,
-    start: Schedule,
-    every: int,
-    start_weight: float,
-    end_weight: float,
-) -> Callable[[Context], Array]:
-    """Term of the map from noise to every level; see `de_cm` for the arguments."""
-
-    def loss(ctx: Context) -> Array:
-        x0, share = ctx.data["x0"], value_at(start, ctx.step)
-        r = jnp.broadcast_to(share * path.t_max, x0.shape[:1])
-        end = share * ctx.times("end", law, path)
-        x_r = path.noise(x0, ctx.normal("eps"), r)
-
-        def values() -> Array:
-            field = velocity(ctx)
-            c = losses.dual_end(
-                ctx.nets.student.flow_map(ctx.cond, path=path, two_time=True),
-                field,
-                field(x_r, r),
-                x_r,
-                r,
-                end,
-                start_weight=start_weight,
-                end_weight=end_weight,
-            )
-            return 2.0 * losses.regress(transforms.drop_nonfinite(c))
-
-        if every == 1:
-            return values()
-        off = jax.eval_shape(values)
-        return jax.lax.cond(
-            ctx.step % every == 0, values, lambda: jnp.zeros(off.shape, off.dtype)
-        )
-
-    return loss
-
-
 def facm(
     *,
     law: Law = ArctanNormal(-0.8, 1.6),
@@ -314,117 +263,5 @@ def facm(
                 sampling_grid, Consistency(), path, two_time=not mirrored
             ),
             cite=(FACM,),
-        )
-    )
-
-
-def de_cm(
-    *,
-    law: Law = Uniform(),
-    guidance: float = 1.0,
-    guidance_interval: tuple[float, float] | None = None,
-    max_norm: float | None = None,
-    anchor_weight: Schedule = 1.0,
-    hop_weight: Schedule = 1.0,
-    every: int = 3,
-    start: Schedule = Ramp(20_000, 0.9, 1.0),
-    start_weight: float = 1.0,
-    end_weight: float = 0.5,
-    relaxation: float | None = 0.5,
-    limit: float = 1.0,
-    p: float = 0.5,
-    eps: float = 1e-3,
-    warmup: Schedule = 1.0,
-    path: Path = linear(),
-    sampling_grid: Grid = EvenGrid(),
-) -> Method:
-    """Dual-End Consistency: three clusters of pairs in place of all ``(t, s)``.
-
-    ``L_cm`` (to the data) + ``L_fm`` (``s = t``, `anchor`) + ``L_n2n`` (from noise to
-    every level, `losses.dual_end`, every third cycle).
-
-    No official code exists, and what the paper says was read in reading notes. Known:
-    the clusters, equation 8, the anchor with its cosine, the residual of ``L_n2n``, the
-    decay of its start, the velocity normalisation and the constants below but
-    ``max_norm`` (``eta``), the weight ``w'`` (1 here) and how ``L_cm`` joins its
-    targets. That target is called a weighted combination of the velocity ``v`` and the
-    student's own output. On a Gaussian, where the exact map is known, the readings
-    differ:
-
-    - ``u + a (u* - u)``, ``u* = v - t du/dt``, rests at the exact map for every ``a >
-      0``. It is FACM's, and the default here (``relaxation``).
-    - ``a v + (1 - a)(u - t du/dt)``, the two squares of equation 8 under shares, rests
-      there for ``a = 1/2`` alone, where their gradient is that of ``u*``. Otherwise it
-      rests at the solution of ``u = v - kappa t du/dt``, ``kappa = (1 - a)/a``: it is a
-      tangent warm-up, and sound only if ``kappa`` ends at 1 (``warmup``).
-    - ``a v + (1 - a) u`` rests at ``u = v``: no consistency at all.
-
-    The notes print the tangent of ``L_n2n`` with its two weights exchanged; that form
-    does not vanish on the exact map, and `losses.dual_end` does.
-
-    Args:
-      law: times of the first two clusters, which share their points, and of the end of
-        the third as a share of its start. The paper stratifies a uniform law over the
-        batch; this one is drawn independently.
-      guidance: scale ``w`` of the teacher; 1.75 on ImageNet.
-      guidance_interval: times of ``path`` at which guidance is on.
-      max_norm: largest norm of the difference that guidance adds, ``eta``.
-      anchor_weight: weight of ``L_fm``; the number 0 leaves it out.
-      hop_weight: weight of ``L_n2n``; the number 0 leaves it out.
-      every: cycles from one ``L_n2n`` to the next.
-      start: start of the third cluster over cycles, a share of ``t_max``.
-      start_weight: ``gamma``, weight of the derivative in the start.
-      end_weight: ``lambda``, weight of the derivative in the end.
-      relaxation: power in ``a = 1 - (1 - t)^relaxation``; None for ``a = 1``.
-      limit: see `facm`.
-      p: see `facm`.
-      eps: see `facm`.
-      warmup: ``kappa`` above.
-      path: the linear path; others work likewise.
-      sampling_grid: times of the sampler, whose first step is a hop.
-
-    Returns:
-      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
-      teacher.
-    """
-    point = OnFlow(law, path, True, guidance, guidance_interval, max_norm)
-
-    def velocity(ctx: Context) -> Field:
-        return ctx.nets.teacher.guided(
-            ctx.data,
-            guidance,
-            kind="velocity",
-            path=path,
-            interval=guidance_interval,
-            max_norm=max_norm,
-        )
-
-    ends = hop(velocity, path, law, start, every, start_weight, end_weight)
-    short = shortcut(
-        path,
-        two_time=True,
-        relaxation=relaxation,
-        limit=limit,
-        p=p,
-        eps=eps,
-        warmup=warmup,
-    )
-    terms = (Term("shortcut", short),)
-    for name, loss, weight in (
-        ("anchor", anchor(path), anchor_weight),
-        ("hop", ends, hop_weight),
-    ):
-        if not (isinstance(weight, (int, float)) and weight == 0):
-            terms += (Term(name, loss, weight),)
-    return check(
-        Method(
-            name="de_cm",
-            roles={
-                "student": Role(needs=frozenset({"jvp", "second_time"})),
-                "teacher": TEACHER._replace(needs=guidance_needs(guidance)),
-            },
-            phases=(Phase("student", ("student",), terms, {"point": point}),),
-            sampling=Sampling(sampling_grid, HopFirst(), path, two_time=True),
-            cite=(DE_CM,),
         )
     )

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from distilljax import losses
 from distilljax.composition import compose
-from distilljax.context import Context
-from distilljax.method import Citation, Method, Stage, Term, check
+from distilljax.draws import Guidance, Jump
+from distilljax.method import Citation, Method, Stage
+from distilljax.methods.adversarial import ladd
 from distilljax.methods.consistency import scm
 from distilljax.methods.distribution import dmd2
-from distilljax.methods.parts import (
-    fool,
-    judge_roles,
-    judged,
-    logits_at,
-    noised,
-    twin_phases,
-)
 from distilljax.paths import Path, trigflow
 from distilljax.times import (
     EvenGrid,
@@ -35,8 +23,6 @@ from distilljax.times import (
     TableGrid,
     Uniform,
 )
-
-Array = jax.Array
 
 RCM = Citation(
     "rcm",
@@ -140,61 +126,6 @@ def rcm(
     return out._replace(stages=(Stage(warmup, alone.phases),))
 
 
-@dataclasses.dataclass(frozen=True)
-class Jump:
-    """The student's jump to the data from a noised data point.
-
-    Attributes:
-      law: law of the time from which it jumps.
-      path: path of the state.
-    """
-
-    law: Law
-    path: Path
-
-    def __call__(self, ctx: Context) -> Array:
-        x_t, t, _ = noised(ctx, ctx.data["x0"], self.law, self.path)
-        f = ctx.nets.student.flow_map(ctx.cond, path=self.path, two_time=False)
-        return f(x_t, t, jnp.zeros_like(t))
-
-
-def _latent_gan(jump: Jump, law: Law, misaligned: bool) -> Method:
-    """Hinge GAN on the frozen teacher's features of re-noised samples (LADD).
-
-    Student: ``-logit`` at its noised jump. Discriminator, one update a cycle:
-    ``(relu(1 - real) + relu(1 + fake)) / 2``; with ``misaligned`` the fakes are half
-    the student's samples and half the noised data under their neighbour's condition.
-    """
-    path = jump.path
-
-    def logits(ctx: Context, x_t: Array, t: Array) -> Array:
-        return judged(ctx, x_t, t, path, "teacher")[1]
-
-    def tell_apart(ctx: Context) -> Array:
-        fake = logits_at(ctx, ctx.data["x"], law, path, "_fake", "teacher")
-        real_t, t_real, _ = noised(ctx, ctx.data["x0"], law, path, "_real")
-        real = logits(ctx, real_t, t_real)
-        values = losses.discriminator_hinge(real, fake)
-        if misaligned and ctx.cond is not None:
-            rolled = logits(ctx, jnp.roll(real_t, 1, 0), jnp.roll(t_real, 1, 0))
-            other = losses.discriminator_hinge(real, rolled)
-            values = 0.5 * (values + other)
-        return 0.5 * values
-
-    term = Term("tell_apart", tell_apart, coupled=misaligned)
-    deceive = fool(law, path, 1.0, losses.generator_hinge, "teacher")
-    draws = {"x": jump}
-    return check(
-        Method(
-            name="ladd",
-            roles=judge_roles(),
-            phases=twin_phases(
-                (term,), (deceive,), draws, 1, trains=("discriminator",)
-            ),
-        )
-    )
-
-
 def sana_sprint(
     *,
     adversarial_weight: float = 0.5,
@@ -202,7 +133,8 @@ def sana_sprint(
     noise_law: Law = LogNormal(0.09, 1.0),
     full_noise: float = 0.5,
     misaligned: bool = True,
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
+    embed: bool = False,
     warmup: int = 4000,
     path: Path = trigflow(),
     sampling_grid: Grid = TableGrid(((1.5707963, 1.3),)),
@@ -210,15 +142,14 @@ def sana_sprint(
 ) -> Method:
     """SANA-Sprint: continuous-time consistency with a GAN on the teacher's features.
 
-    ``L_scm + 0.5 L_adv``; ``L_adv = -D(noised f(x_t', t'))`` under a hinge
-    discriminator of heads on the frozen teacher, see `_latent_gan`. Half of the
-    samples jump from pure noise, the others from scm's law of times. Updates of
-    discriminator and student alternate.
+    ``compose(scm(), ladd(), weights={"ladd": 0.5})``: ``-D(noised f(x_t', t'))`` under
+    a hinge discriminator of heads on the frozen teacher, whose fakes are half the
+    student's samples and half misaligned data. Half of the samples jump from pure
+    noise, the others from scm's law of times. Discriminator and student alternate.
 
     A flow teacher is viewed on TrigFlow exactly, without the paper's conversion or its
     fine-tuning; the dense time embedding and QK-norm that make its jvp stable belong to
-    the network. The paper draws the guidance scale among 4, 4.5 and 5 and embeds it;
-    here it is one number.
+    the network.
 
     Args:
       adversarial_weight: weight of the GAN; the number 0 leaves `scm`.
@@ -228,7 +159,9 @@ def sana_sprint(
       full_noise: share of the jumps from pure noise.
       misaligned: whether data under a neighbour's condition counts as fake; it couples
         the samples of a batch, which forbids accumulation.
-      guidance: scale ``w`` of the teacher.
+      guidance: scale ``w`` of the teacher, or several, see `scm`; the paper's are
+        ``Among((4.0, 4.5, 5.0))``.
+      embed: whether the student is told the scale (the paper's choice), see `lcm`.
       warmup: cycles of tangent warm-up.
       path: TrigFlow.
       sampling_grid: times of the sampler; the paper's second time is 1.3.
@@ -242,6 +175,7 @@ def sana_sprint(
         **{
             "law": law,
             "guidance": guidance,
+            "embed": embed,
             "warmup": Ramp(warmup),
             "path": path,
             "sampling_grid": sampling_grid,
@@ -251,6 +185,15 @@ def sana_sprint(
     parts = [consistency]
     if adversarial_weight:
         times = Mixture(((full_noise, Point(1.0)), (1.0 - full_noise, law)))
-        parts.append(_latent_gan(Jump(times, path), noise_law, misaligned))
+        parts.append(
+            ladd(
+                draw=Jump(times, path=path),
+                law=noise_law,
+                misaligned=misaligned,
+                scales=guidance if embed else None,
+                critic_weight=0.5,
+                path=path,
+            )
+        )
     weights = {"ladd": adversarial_weight} if adversarial_weight else {}
     return compose(*parts, weights=weights, name="sana_sprint", cite=(SANA_SPRINT,))

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
+from distilljax.binding import told
 from distilljax.context import Context
 from distilljax.corrections import Correction
+from distilljax.draws import Guidance
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import (
     Citation,
@@ -30,11 +32,14 @@ from distilljax.methods.parts import (
     path_of,
     per_sample_norm,
     prior_weight,
+    same_dropout,
+    scale_of,
+    telling,
 )
-from distilljax.metrics import Metric, half_mse
+from distilljax.metrics import Metric, PseudoHuberElement, half_mse
 from distilljax.paths import Path, trigflow
 from distilljax.sampling import Consistency
-from distilljax.solvers import Heun, Solver, solve
+from distilljax.solvers import DDIM, Heun, Solver, solve
 from distilljax.times import (
     EvenGrid,
     Grid,
@@ -63,6 +68,15 @@ SCM = Citation(
     2024,
     "arXiv:2410.11081",
     "eq. 8, Algorithm 1",
+)
+LCM = Citation(
+    "lcm",
+    "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step "
+    "Inference",
+    "Luo, Tan, Huang, Li, Zhao",
+    2023,
+    "arXiv:2310.04378",
+    "Algorithm 1",
 )
 
 
@@ -132,11 +146,97 @@ def cm_cd(
     )
 
 
+def lcm(
+    *,
+    segments: int = 50,
+    skip: int = 1,
+    grid: Grid = EvenGrid(),
+    solver: Solver = DDIM(),
+    metric: Metric = PseudoHuberElement(0.001),
+    guidance: Guidance = (3.0, 15.0),
+    embed: bool = False,
+    target_decay: Schedule = 0.95,
+    path: Path | None = None,
+    sampling_grid: Grid = EvenGrid(),
+) -> Method:
+    """Latent consistency: one long step of the guided ODE, the scale drawn per sample.
+
+    ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one DDIM step of the teacher
+    guided by ``w`` over ``skip`` segments of the grid; the 20 of 1000 training times of
+    the paper are one segment of 50. Its ``c_skip`` and ``c_out`` are 0 and 1 but within
+    a few training times of the data, where they are the flow map's here.
+
+    The paper writes guidance as ``cond + w' (cond - null)``, ``w = 1 + w'``, and draws
+    ``w'`` in [2, 14]; the released script in [5, 15].
+
+    Args:
+      segments: number of grid segments.
+      skip: segments of one step.
+      grid: time grid.
+      solver: ODE solver of the teacher's step.
+      metric: ``d``.
+      guidance: scale ``w`` of the teacher, or several of which every sample draws one:
+        a range ``(low, high)`` or `draws.Among`.
+      embed: whether the student is told the scale, which its network must take
+        (``guidance=``) and its sampler gives. False with a range learns an average over
+        scales (the released LoRA script).
+      target_decay: EMA decay of the target network; 0 copies (LoRA).
+      path: path; default the teacher's network's.
+      sampling_grid: times of the sampler.
+
+    Returns:
+      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, target.
+    """
+    if not 1 <= skip <= segments:
+        raise ValueError(f"skip must lie in 1 .. segments = {segments}, got {skip}")
+
+    def agree(ctx: Context) -> Array:
+        p = path_of(ctx, path, "teacher")
+        times = jnp.asarray(grid(segments, p), jnp.float32)
+        index = ctx.integers("index", segments)
+        t, tau = times[index], times[jnp.minimum(index + skip, segments)]
+        x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
+        teacher = ctx.nets.teacher
+        scale = scale_of(ctx, guidance)
+        field = teacher.guided(ctx.data, scale, kind=teacher.kind, path=p)
+        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=teacher.kind)
+        f, f_target = (
+            net.flow_map(ctx.told, path=p, two_time=False)
+            for net in same_dropout(ctx, ctx.nets.student, ctx.nets.target)
+        )
+        c = losses.consistency(f, f_target, x_t, t, x_tau, tau)
+        return losses.regress(c, metric)
+
+    tell = telling(guidance if embed else None)
+    follow = Follow("student", target_decay)
+    phase = Phase("student", ("student",), (Term("agree", agree),), tell.draws)
+    return check(
+        Method(
+            name="lcm",
+            roles={
+                "student": Role(needs=tell.needs),
+                "teacher": TEACHER._replace(needs=guidance_needs(guidance)),
+                "target": Role(init="student", follow=follow, needs=tell.needs),
+            },
+            phases=(phase,),
+            sampling=Sampling(
+                sampling_grid,
+                Consistency(),
+                path,
+                two_time=False,
+                guidance=tell.default,
+            ),
+            cite=(LCM,),
+        )
+    )
+
+
 def scm(
     *,
     law: Law = LogNormal(-1.0, 1.4),
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    embed: bool = False,
     teacher: bool = True,
     warmup: Schedule = Ramp(10_000),
     tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
@@ -155,8 +255,10 @@ def scm(
 
     Args:
       law: times; the paper's ``log(sigma_d tan t) ~ N(-1, 1.4^2)``.
-      guidance: scale ``w`` of the teacher.
+      guidance: scale ``w`` of the teacher, or several of which every sample draws one:
+        a range ``(low, high)`` or `draws.Among`.
       guidance_interval: times of ``path`` at which guidance is on.
+      embed: whether the student is told the scale, see `lcm`.
       teacher: True distils a teacher (scd); False takes the velocity of the data (sct),
         and the student still starts from a diffusion model under ``init="teacher"``.
       warmup: ratio in [0, 1] over cycles that scales the tangent beyond flow matching.
@@ -184,14 +286,14 @@ def scm(
         if teacher:
             v = ctx.nets.teacher.guided(
                 ctx.data,
-                guidance,
+                scale_of(ctx, guidance),
                 kind="velocity",
                 path=path,
                 interval=guidance_interval,
             )(x_t, t)
         else:
             v = path.velocity(x0, eps, t)
-        cond, _ = dropped(ctx, student, label_dropout)
+        cond = told(dropped(ctx, student, label_dropout)[0], ctx.data.get("guidance"))
         f = student.flow_map(cond, path=path, two_time=False)
         kappa = value_at(warmup, ctx.step)
         c = losses.eulerian(f, v, x_t, t, warmup=kappa, derivative=derivative)
@@ -207,8 +309,14 @@ def scm(
             values = losses.learned_weight(values, log_weight)
         return Out(values, {"tangent_norm": jnp.mean(size), "warmup": kappa})
 
+    if embed and not teacher:
+        raise ValueError(
+            "embed=True tells the student the scale of its teacher's guidance, got "
+            "teacher=False; leave one of them out"
+        )
+    tell = telling(guidance if embed else None)
     needs = {"jvp"} | ({"null"} if label_dropout else set())
-    roles = {"student": Role(needs=frozenset(needs))}
+    roles = {"student": Role(needs=tell.needs | needs)}
     trains = ("student",)
     if teacher:
         roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
@@ -219,8 +327,16 @@ def scm(
         Method(
             name="scm",
             roles=roles,
-            phases=(Phase("student", trains, (Term("tangent", tangents),)),),
-            sampling=Sampling(sampling_grid, Consistency(), path, two_time=False),
+            phases=(
+                Phase("student", trains, (Term("tangent", tangents),), tell.draws),
+            ),
+            sampling=Sampling(
+                sampling_grid,
+                Consistency(),
+                path,
+                two_time=False,
+                guidance=tell.default,
+            ),
             cite=(SCM,),
         )
     )

@@ -1,16 +1,15 @@
-"""Discrete consistency on noised data, without a teacher; and LCM's skipping steps."""
+"""Discrete consistency on noised data, without a teacher: CT, iCT, ECT."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
-from distilljax.binding import Bound
 from distilljax.context import Context
 from distilljax.method import (
     Citation,
@@ -28,17 +27,15 @@ from distilljax.methods.curricula import (
     SegmentDecay,
     Shrink,
 )
-from distilljax.methods.parts import TEACHER, guidance_needs, path_of
+from distilljax.methods.parts import path_of, same_dropout
 from distilljax.metrics import (
     Metric,
-    PseudoHuberElement,
     PseudoHuberVector,
     half_mse,
     norm,
 )
 from distilljax.paths import Path, guard
 from distilljax.sampling import Consistency
-from distilljax.solvers import DDIM, Solver, solve
 from distilljax.times import (
     EvenGrid,
     Grid,
@@ -73,15 +70,6 @@ ECT = Citation(
     "Geng, Pokle, Luo, Lin, Kolter",
     2024,
     "arXiv:2406.14548",
-)
-LCM = Citation(
-    "lcm",
-    "Latent Consistency Models: Synthesizing High-Resolution Images with Few-Step "
-    "Inference",
-    "Luo, Tan, Huang, Li, Zhao",
-    2023,
-    "arXiv:2310.04378",
-    "Algorithm 1",
 )
 
 
@@ -132,14 +120,6 @@ def log_normal_segment(
     )
     level = jnp.exp(mean + std * jax.scipy.special.ndtri(low + (high - low) * u))
     return jnp.clip(jnp.floor(grid.index(level, count + 1.0)), 0.0, count - 1.0)
-
-
-def same_dropout(ctx: Context, *nets: Bound) -> tuple[Bound, ...]:
-    """Networks with one dropout key; unchanged if the first has no dropout."""
-    if "dropout" not in nets[0].network.capabilities:
-        return nets
-    key = ctx.key("dropout")
-    return tuple(net.rng(key) for net in nets)
 
 
 def shared_noise(
@@ -350,82 +330,4 @@ def ect(
         (ECT,),
         Sampling(sampling_grid, Consistency(), path, two_time=False),
         init,
-    )
-
-
-def lcm(
-    *,
-    segments: int = 50,
-    skip: int = 1,
-    grid: Grid = EvenGrid(),
-    solver: Solver = DDIM(),
-    metric: Metric = PseudoHuberElement(0.001),
-    guidance: float | tuple[float, float] = (3.0, 15.0),
-    embed: bool = False,
-    target_decay: Schedule = 0.95,
-    path: Path | None = None,
-    sampling_grid: Grid = EvenGrid(),
-) -> Method:
-    """Latent consistency: one long step of the guided ODE, the scale drawn per sample.
-
-    ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one DDIM step of the teacher
-    guided by ``w`` over ``skip`` segments of the grid; the 20 of 1000 training times of
-    the paper are one segment of 50. Its ``c_skip`` and ``c_out`` are 0 and 1 but within
-    a few training times of the data, where they are the flow map's here.
-
-    The paper writes guidance as ``cond + w' (cond - null)``, ``w = 1 + w'``, and draws
-    ``w'`` in [2, 14]; the released script in [5, 15].
-
-    Args:
-      segments: number of grid segments.
-      skip: segments of one step.
-      grid: time grid.
-      solver: ODE solver of the teacher's step.
-      metric: ``d``.
-      guidance: scale ``w`` of the teacher, or the range ``(low, high)`` from which it
-        is drawn for every sample.
-      embed: whether the student is told the scale: its condition is then ``{"cond":
-        cond, "guidance": w}``, which its network must take, also when sampled. False
-        with a range learns an average over scales (the released LoRA script).
-      target_decay: EMA decay of the target network; 0 copies (LoRA).
-      path: path; default the teacher's network's.
-      sampling_grid: times of the sampler.
-
-    Returns:
-      The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, target.
-    """
-    if not 1 <= skip <= segments:
-        raise ValueError(f"skip must lie in 1 .. segments = {segments}, got {skip}")
-
-    def agree(ctx: Context) -> Array:
-        p = path_of(ctx, path, "teacher")
-        times = jnp.asarray(grid(segments, p), jnp.float32)
-        index = ctx.integers("index", segments)
-        t, tau = times[index], times[jnp.minimum(index + skip, segments)]
-        x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
-        scale: Any = guidance
-        if isinstance(guidance, tuple):
-            low, high = guidance
-            scale = low + (high - low) * ctx.uniform("guidance")
-        teacher = ctx.nets.teacher
-        field = teacher.guided(ctx.data, scale, kind=teacher.kind, path=p)
-        x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=teacher.kind)
-        cond = ctx.cond
-        if embed:
-            cond = {"cond": cond, "guidance": jnp.broadcast_to(scale, t.shape)}
-        f, f_target = (
-            net.flow_map(cond, path=p, two_time=False)
-            for net in same_dropout(ctx, ctx.nets.student, ctx.nets.target)
-        )
-        c = losses.consistency(f, f_target, x_t, t, x_tau, tau)
-        return losses.regress(c, metric)
-
-    return _method(
-        "lcm",
-        agree,
-        (LCM,),
-        Sampling(sampling_grid, Consistency(), path, two_time=False),
-        "teacher",
-        teacher=TEACHER._replace(needs=guidance_needs(guidance)),
-        target=Role(init="student", follow=Follow("student", target_decay)),
     )

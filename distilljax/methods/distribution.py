@@ -24,6 +24,7 @@ from distilljax.method import (
     check,
 )
 from distilljax.methods.parts import (
+    feature_roles,
     fit_score,
     fool,
     noised,
@@ -94,6 +95,7 @@ def dmd2(
     gan_weight: Schedule = 1e-3,
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = Uniform(),
+    features: str | None = "fake_score",
     warm_start: int = 0,
     warm_start_draw: Trajectory | None = None,
     warm_start_weights: tuple[float, ...] | None = None,
@@ -120,6 +122,8 @@ def dmd2(
         over elements); the number 0 leaves the GAN out.
       gan_critic_weight: weight of the discriminator's loss beside the score fit.
       gan_law: times of the diffusion GAN, for real and fake independently.
+      features: role on whose features the discriminator sits, see `ctm`; on the fake
+        score (the paper's) its loss trains that too, on ``teacher`` heads alone.
       warm_start: cycles of plain regression on the teacher's trajectories before
         matching begins (the released SDXL recipe starts its one-step student on
         noise-image pairs).
@@ -149,13 +153,9 @@ def dmd2(
     roles = twin_roles(guidance=guidance)
     trains = ("fake_score",)
     if gan:
-        student_terms += (fool(gan_law, path, gan_weight),)
-        critic_terms += (tell_apart(gan_law, path, gan_critic_weight),)
-        roles = twin_roles(
-            guidance=guidance,
-            fake_needs=frozenset({"taps"}),
-            discriminator=Role("discriminator", init="random"),
-        )
+        student_terms += (fool(gan_law, path, gan_weight, trunk=features),)
+        critic_terms += (tell_apart(gan_law, path, gan_critic_weight, trunk=features),)
+        roles = feature_roles(roles, features)
         trains += ("discriminator",)
     stages, fields = (), frozenset({"x0"} if gan else ())
     if warm_start:
@@ -289,16 +289,28 @@ def gdmd(
     a sample, ``A_i = (r_i - mean)/(std + 1e-4)``, ``rho_i = clip(A_i/(2 bound) + 1/2,
     0, 1)``, and the update ``i`` has the weight ``matching + strength (2 rho_i - 1)``.
 
-    Signed or safe is an open question. What is known of the paper, from a second-hand
-    reading and without official code: the decoded target is scored and not the sample,
+    Signed or safe is an open question of the paper, which has no official code; a
+    reading at second hand says: the decoded target is scored and not the sample,
     targets of one sample differ by time and by snapshot of the fake score and are
     compared with each other, and the clipped advantage weighs a positive against a
     negative velocity policy. With policies mirrored at the current sample, ``x+ = x, x-
     = 2 sg(x) - x``, a reconstruction, that is the signed weight ``2 rho_i - 1``
-    (``matching = 0``): zero when all rewards agree, an update turned around below the
-    mean. The default is the safe form ``2 rho_i``, plain DMD plus the signed form: DMD
-    when all rewards agree, and no update turned around. ``strength > 1`` leans further
-    on the reward. Here all targets of a sample come from one fake score.
+    (``matching = 0``); the default is the safe form ``2 rho_i``, plain DMD plus it.
+    Here all targets of a sample come from one fake score. On Gaussians with exact
+    scores and a linear reward, until ``rho`` saturates:
+
+    - The signed part raises the reward of every sample, by ``strength std_i(r_i) /
+      bound`` per unit step, whatever the teacher.
+    - Both rest at the teacher's law, for every reward.
+    - With equal spreads the update is ``gap (matching mean c + strength s std c /
+      bound)``, ``c_i > 0`` the factors of the targets and ``s`` the sign of the
+      reward's slope along the gap. The safe form therefore always nears the teacher,
+      and the reward changes its pace (by a tenth at four targets). The signed form
+      alone moves away from the teacher where nearing it costs reward: the teacher's law
+      is a point of rest that does not attract. The same happens to the safe form beyond
+      a ``strength`` of about 9.
+
+    Signed is sound beside a term that holds the student, safe by itself.
 
     Args:
       targets: re-noised points per sample, at least 2.

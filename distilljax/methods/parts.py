@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.binding import Bound
 from distilljax.context import Context
+from distilljax.draws import Guidance, Scales
 from distilljax.method import Phase, Role, Term
 from distilljax.paths import Path, expand
 from distilljax.times import Law, Schedule
@@ -27,9 +28,38 @@ def path_of(ctx: Context, path: Path | None, role: str = "student") -> Path:
     return ctx.nets[role].path if path is None else path
 
 
-def guidance_needs(guidance: float | tuple[float, float]) -> frozenset[str]:
-    """What a network must have for a guidance scale, or a range of them."""
+def guidance_needs(guidance: Guidance) -> frozenset[str]:
+    """What a network must have for a guidance scale, or for several of them."""
     return frozenset() if guidance == 1 else frozenset({"null"})
+
+
+def scale_of(ctx: Context, guidance: Guidance) -> Any:
+    """The guidance scale: that which the student is told, else one drawn per sample."""
+    if "guidance" in ctx.data:
+        return ctx.data["guidance"]
+    return guidance if isinstance(guidance, (int, float)) else Scales(guidance)(ctx)
+
+
+class Telling(NamedTuple):
+    """What a student wants that is told guidance scales.
+
+    Attributes:
+      draws: of the phases that call it, see `Context.told`.
+      needs: of its network.
+      default: the scale of its sampler, None if it is told none.
+    """
+
+    draws: dict[str, Any]
+    needs: frozenset[str]
+    default: float | None
+
+
+def telling(scales: Guidance | None) -> Telling:
+    """What it takes to tell a student scales; nothing for None."""
+    if scales is None:
+        return Telling({}, frozenset(), None)
+    draw = Scales(scales)
+    return Telling({"guidance": draw}, frozenset({"guidance"}), draw.middle)
 
 
 def twin_roles(
@@ -64,15 +94,6 @@ def twin_phases(
         Phase(trains[0], trains, critic, draws, repeat=critic_steps),
         Phase("student", ("student",), student, draws),
     )
-
-
-def judge_roles() -> dict[str, Role]:
-    """Student, frozen teacher with taps, and a discriminator on them."""
-    return {
-        "student": Role(),
-        "teacher": TEACHER._replace(needs=frozenset({"taps"})),
-        "discriminator": Role("discriminator", init="random"),
-    }
 
 
 def twin_predictions(
@@ -111,6 +132,14 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     return jax.tree.map(pick, cond, null), drop
 
 
+def same_dropout(ctx: Context, *nets: Bound) -> tuple[Bound, ...]:
+    """Networks with one dropout key; unchanged if the first has no dropout."""
+    if "dropout" not in nets[0].network.capabilities:
+        return nets
+    key = ctx.key("dropout")
+    return tuple(net.rng(key) for net in nets)
+
+
 def fit_score(
     role: str, sample: str, law: Law, path: Path | None, weight: Schedule = 1.0
 ) -> Term:
@@ -137,13 +166,57 @@ def fit_score(
     return Term("fit", loss, weight)
 
 
-def judged(
-    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str = "fake_score"
+def feature_roles(roles: Mapping[str, Role], features: str | None) -> dict[str, Role]:
+    """Roles with a discriminator on the features of one of them, see `judged`.
+
+    Args:
+      roles: of the method.
+      features: one of them, which then needs taps; the name of a role to be given; None
+        for the samples themselves.
+    """
+    out = {**roles, "discriminator": Role("discriminator", init="random")}
+    if features is not None:
+        role = roles.get(features)
+        out[features] = (
+            Role(features, init="given")
+            if role is None
+            else role._replace(needs=role.needs | {"taps"})
+        )
+    return out
+
+
+def _sees_clean(ctx: Context, trunk: str | None) -> bool:
+    return trunk is None or "encode" in ctx.nets[trunk].network.functions
+
+
+def shown(
+    ctx: Context, x: Array, law: Law, path: Path, suffix: str, trunk: str | None
 ) -> tuple[Array, Array]:
-    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation."""
+    """``(point, time)`` at which a trunk sees a sample: noised, or clean at 0."""
+    if _sees_clean(ctx, trunk):
+        return x, ctx.zeros()
+    return noised(ctx, x, law, path, suffix)[:2]
+
+
+def judged(
+    ctx: Context, x_t: Array, t: Array, path: Path, trunk: str | None = "fake_score"
+) -> tuple[Array, Array]:
+    """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation.
+
+    Args:
+      ctx: with the role ``discriminator``.
+      x_t: the point.
+      t: its time.
+      path: path of both.
+      trunk: role whose taps are judged; one with a function ``encode(params, x)`` is
+        asked for the features of a clean sample, and None judges that itself.
+    """
+    logits = ctx.nets.discriminator.call
+    if trunk is None or _sees_clean(ctx, trunk):
+        features = x_t if trunk is None else ctx.nets[trunk].call("encode", x_t)
+        return x_t, logits("logits", features, t / path.t_max, ctx.cond)
     denoised, taps = ctx.nets[trunk].denoised_and_taps(ctx.cond, x_t, t, path=path)
-    logits = ctx.nets.discriminator.call("logits", taps, t / path.t_max, ctx.cond)
-    return denoised, logits
+    return denoised, logits("logits", taps, t / path.t_max, ctx.cond)
 
 
 def logits_at(
@@ -152,11 +225,10 @@ def logits_at(
     law: Law,
     path: Path,
     suffix: str = "",
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
 ) -> Array:
-    """Discriminator logits on a trunk's features at a re-noised sample."""
-    x_t, t, _ = noised(ctx, x, law, path, suffix)
-    return judged(ctx, x_t, t, path, trunk)[1]
+    """Discriminator logits of a sample, on a trunk's features; see `judged`."""
+    return judged(ctx, *shown(ctx, x, law, path, suffix, trunk), path, trunk)[1]
 
 
 def fool(
@@ -164,7 +236,7 @@ def fool(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array], Array] = losses.generator_nonsaturating,
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
 ) -> Term:
     """Generator side of the diffusion GAN; gradient through the features' input."""
 
@@ -180,17 +252,34 @@ def tell_apart(
     path: Path | None,
     weight: Schedule,
     value: Callable[[Array, Array], Array] = losses.discriminator_nonsaturating,
-    trunk: str = "fake_score",
+    trunk: str | None = "fake_score",
+    misaligned: bool = False,
 ) -> Term:
-    """Discriminator side: real data against detached student samples, both noised."""
+    """Discriminator side: real data against detached student samples, both noised.
+
+    Args:
+      law: times of the noise.
+      path: path; default the student's network's.
+      weight: weight of the term.
+      value: loss of the logits of both.
+      trunk: role whose features are judged, see `judged`.
+      misaligned: counts the noised data under their neighbour's condition as fake too,
+        half of the fakes; couples the samples of a batch.
+    """
 
     def loss(ctx: Context) -> Array:
         p = path_of(ctx, path)
         fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
-        real = logits_at(ctx, ctx.data["x0"], law, p, "_real", trunk)
-        return value(real, fake)
+        x_t, t = shown(ctx, ctx.data["x0"], law, p, "_real", trunk)
+        real = judged(ctx, x_t, t, p, trunk)[1]
+        values = value(real, fake)
+        if not misaligned or ctx.cond is None:
+            return values
+        other, t_other = (jnp.roll(a, 1, 0) for a in (x_t, t))
+        rolled = judged(ctx, other, t_other, p, trunk)[1]
+        return 0.5 * (values + value(real, rolled))
 
-    return Term("tell_apart", loss, weight)
+    return Term("tell_apart", loss, weight, coupled=misaligned)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.binding import Bound, normalization
 from distilljax.context import Context
+from distilljax.errors import unknown
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
 from distilljax.methods.parts import TEACHER, guidance_needs
@@ -30,6 +32,33 @@ PI_FLOW = Citation(
     2025,
     "arXiv:2510.14974",
 )
+
+
+def velocity(policy: Policy, x: Array, t: Time) -> Array:
+    """``dx_t/dt`` under a policy, away from ``sigma = 0``."""
+    return convert(policy.path, policy.denoised(x, t), x, t, X0, VELOCITY)
+
+
+def rollout(policy: Policy, x: Array, t: Time, s: Time, steps: int) -> Array:
+    """The state at ``s``, after so many DDIM steps without the network."""
+    jump = ode_flow_map(
+        policy.denoised, policy.path, steps=steps, solver=DDIM(), kind="x0"
+    )
+    return jump(x, t, s)
+
+
+class Policy(Protocol):
+    """A denoiser that one evaluation of a network makes."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def means(self) -> Array: ...
+
+    def denoised(self, x: Array, t: Time) -> Array: ...
+
+    def fixed(self, dropped: Array) -> Policy: ...
 
 
 class MixturePolicy(NamedTuple):
@@ -77,17 +106,6 @@ class MixturePolicy(NamedTuple):
         logits = self.logits + jnp.sum(gain, shared, keepdims=True)
         return jnp.sum(jax.nn.softmax(logits, axis=1) * means, axis=1)
 
-    def velocity(self, x: Array, t: Time) -> Array:
-        """``dx_t/dt`` under the policy, away from ``sigma = 0``."""
-        return convert(self.path, self.denoised(x, t), x, t, X0, VELOCITY)
-
-    def rollout(self, x: Array, t: Time, s: Time, steps: int) -> Array:
-        """The state at ``s``, after so many DDIM steps without the network."""
-        jump = ode_flow_map(
-            self.denoised, self.path, steps=steps, solver=DDIM(), kind="x0"
-        )
-        return jump(x, t, s)
-
     def fixed(self, dropped: Array) -> MixturePolicy:
         """The policy as a constant, without the components that are dropped ``[B, K]``.
 
@@ -101,16 +119,45 @@ class MixturePolicy(NamedTuple):
         )
 
 
-def policy_of(net: Bound, cond: Any, x: Array, t: Time) -> MixturePolicy:
-    """The policy of a network at ``(x, t)``, on the network's own path.
+class GridPolicy(NamedTuple):
+    """The denoiser that depends on the time alone: estimates of ``x0`` in between.
+
+    The paper's DX policy: linear interpolation between estimates at even times of the
+    segment. It is exact where ``E[x0]`` along the path is piecewise linear in the time.
+
+    Attributes:
+      path: path of the states and times.
+      t_src: time at which the network was asked, ``[B]``.
+      t_dst: end of the segment, ``[B]``.
+      means: estimates, from ``t_dst`` to ``t_src``, ``[B, N, ...]``.
+    """
+
+    path: Path
+    t_src: Array
+    t_dst: Array
+    means: Array
+
+    def denoised(self, x: Array, t: Time) -> Array:
+        """The estimate at ``t``; the nearest one outside the segment."""
+        last = self.means.shape[1] - 1
+        share = (t - self.t_dst) / guard(self.t_src - self.t_dst)
+        place = last * jnp.clip(jnp.broadcast_to(share, x.shape[:1]), 0.0, 1.0)
+        # A hat function of the place around every estimate.
+        hats = jnp.maximum(1.0 - jnp.abs(place[:, None] - jnp.arange(last + 1)), 0.0)
+        return jnp.sum(expand(hats, self.means) * self.means, axis=1)
+
+    def fixed(self, dropped: Array) -> GridPolicy:
+        """The policy as a constant; no estimate can be dropped."""
+        return self._replace(means=sg(self.means))
+
+
+def policy_of(net: Bound, cond: Any, x: Array, t: Time, end: Time) -> MixturePolicy:
+    """The mixture policy of a network at ``(x, t)``, on the network's own path.
 
     Its function ``policy(x, t, cond)`` gives predictions ``[B, K, ...]`` of the
     network's kind, their log standard deviation ``[B]`` and logits.
     """
-    path, kind = net.path, net.kind
-    t = jnp.broadcast_to(
-        jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32)), x.shape[:1]
-    )
+    path, kind, t = net.path, net.kind, _times(x, t)
     divisor, scale = normalization(path, kind, x, t)
     predictions, log_std, logits = net.call("policy", x / divisor, t, cond)
     means, _ = decompose(path, kind, scale * predictions, x[:, None], t)
@@ -119,15 +166,45 @@ def policy_of(net: Bound, cond: Any, x: Array, t: Time) -> MixturePolicy:
     return MixturePolicy(path, x, t, means, variance, logits)
 
 
+def grid_policy_of(net: Bound, cond: Any, x: Array, t: Time, end: Time) -> GridPolicy:
+    """The grid policy of a network at ``(x, t)`` for the segment that ends at ``end``.
+
+    Of the network's function ``policy`` it takes the predictions alone.
+    """
+    path, kind, t = net.path, net.kind, _times(x, t)
+    divisor, scale = normalization(path, kind, x, t)
+    predictions = net.call("policy", x / divisor, t, cond)[0]
+    means, _ = decompose(path, kind, scale * predictions, x[:, None], t)
+    return GridPolicy(path, t, _times(x, end), means)
+
+
+def _times(x: Array, t: Time) -> Array:
+    t = jnp.asarray(t, jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.broadcast_to(t, x.shape[:1])
+
+
+POLICIES: dict[str, Callable[..., Policy]] = {
+    "mixture": policy_of,
+    "grid": grid_policy_of,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyView:
-    """Sampling with one policy a step: the network is asked once, then followed."""
+    """Sampling with one policy a step: the network is asked once, then followed.
+
+    Attributes:
+      substeps: policy steps of a sampler's step.
+      policy: name in `POLICIES`.
+    """
 
     substeps: int = 128
+    policy: str = "mixture"
 
     def __call__(self, net: Bound, cond: Any, path: Path) -> FlowMap:
         def flow_map(x: Array, t: Time, s: Time) -> Array:
-            return policy_of(net, cond, x, t).rollout(x, t, s, self.substeps)
+            made = POLICIES[self.policy](net, cond, x, t, s)
+            return rollout(made, x, t, s, self.substeps)
 
         return flow_map
 
@@ -136,6 +213,7 @@ def pi_flow(
     *,
     steps: int = 1,
     grid: Grid = EvenGrid(),
+    policy: str = "mixture",
     states: int = 2,
     substeps: int = 32,
     sampling_substeps: int = 128,
@@ -146,24 +224,26 @@ def pi_flow(
 ) -> Method:
     """pi-Flow: a policy made by one evaluation imitates the teacher where it goes.
 
-    On a segment ``[t_src, t_dst]`` of the grid the student emits a policy ``pi`` (see
-    `MixturePolicy`). The policy, held constant and with components dropped, is rolled
-    out to ``states`` random times, and
+    On a segment ``[t_src, t_dst]`` of the grid the student emits a policy ``pi``. The
+    policy, held constant and with components dropped, is rolled out to ``states``
+    random times, and
 
         mean over states |pi(x_a, t_a) - v(x_a, t_a)|^2 / 2
 
     with the teacher's velocity ``v``; the gradient flows through the policy's
     parameters at fixed states. Early in training the teacher itself moves the state
     through a share ``teacher_ratio`` of the way. The paper's options with no part here:
-    the DX policy, the average over a window, the data-free rollout and the temperature.
+    the average over a window, the data-free rollout and the temperature.
 
     Args:
       steps: network evaluations that the student is trained for.
       grid: its segments.
+      policy: ``mixture``, see `MixturePolicy`, or ``grid``, see `GridPolicy`, which
+        should be sampled on the segments of training.
       states: states of a rollout at which the teacher is asked.
       substeps: policy steps between two of them; the paper takes 128 per unit of time.
       sampling_substeps: policy steps of a segment when sampling.
-      dropout: share of components dropped in the rollout.
+      dropout: share of a mixture's components dropped in the rollout.
       teacher_ratio: share of the way that the teacher moves the state.
       guidance: scale ``w`` of the teacher.
       guidance_interval: times at which guidance is on.
@@ -173,6 +253,9 @@ def pi_flow(
       with a function of that name (see `networks.policy`), and teacher.
     """
 
+    if policy not in POLICIES:
+        raise ValueError(unknown("policy", policy, POLICIES))
+
     def imitate(ctx: Context) -> Array:
         student = ctx.nets.student
         way = student.path
@@ -181,10 +264,9 @@ def pi_flow(
         index = jnp.sum(place < times[None, 1:-1], axis=1)
         t, end = times[index], times[index + 1]
         x = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
-        policy = policy_of(student, ctx.cond, x, t)
-        count = policy.logits.shape[1]
-        drop = ctx.uniform("drop", (ctx.batch_size, count)) < dropout
-        moving = policy.fixed(drop)
+        made = POLICIES[policy](student, ctx.cond, x, t, end)
+        count = made.means.shape[1]
+        moving = made.fixed(ctx.uniform("drop", (ctx.batch_size, count)) < dropout)
         field = ctx.nets.teacher.guided(
             ctx.data,
             guidance,
@@ -204,9 +286,9 @@ def pi_flow(
         values = []
         for k in range(states):
             at = jnp.maximum(t - own[:, k], lowest)
-            x_a = sg(moving.rollout(x, t, at, substeps))
+            x_a = sg(rollout(moving, x, t, at, substeps))
             v = sg(field(x_a, at))
-            values.append(losses.regress(losses.toward(policy.velocity(x_a, at), v)))
+            values.append(losses.regress(losses.toward(velocity(made, x_a, at), v)))
             t = jnp.maximum(at - lent[:, k], lowest)
             x = x_a + expand(t - at, x_a) * v
         return jnp.mean(jnp.stack(values), axis=0)
@@ -220,7 +302,7 @@ def pi_flow(
             },
             phases=(Phase("student", ("student",), (Term("imitate", imitate),)),),
             sampling=Sampling(
-                grid, Deterministic(), view=PolicyView(sampling_substeps)
+                grid, Deterministic(), view=PolicyView(sampling_substeps, policy)
             ),
             cite=(PI_FLOW,),
         )

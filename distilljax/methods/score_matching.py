@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from distilljax import losses, transforms
 from distilljax.context import Context
 from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
+from distilljax.fields import Field
 from distilljax.losses.divergences import Divergence, divergence_of
 from distilljax.method import Citation, Method, Out, Sampling, Term, check
 from distilljax.methods.distribution import DMD2, dmd2
@@ -23,8 +24,8 @@ from distilljax.methods.parts import (
     twin_roles,
 )
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path
-from distilljax.predictions import VELOCITY, X0, convert
+from distilljax.paths import Path, Time
+from distilljax.predictions import VELOCITY, X0, convert, kind_of
 from distilljax.sampling import Consistency, Deterministic
 from distilljax.times import EvenGrid, Grid, Law, LogNormal, Schedule, Uniform, central
 
@@ -196,6 +197,7 @@ def f_distill(
     gan_weight: Schedule = 3e-3,
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = Uniform(),
+    features: str = "fake_score",
     floor: float = 1e-5,
     path: Path | None = None,
 ) -> Method:
@@ -207,9 +209,9 @@ def f_distill(
     divided by its running mean over samples of like time. Reverse KL (``rkl``) is
     `dmd2`; a constant factor of ``f`` does not matter.
 
-    The released code reads the discriminator from the frozen teacher's features and
-    draws one point for gap and GAN; here it sits on the fake score, and the GAN draws
-    its own, as in `dmd2`.
+    The released code reads the discriminator from the frozen teacher's features
+    (``features="teacher"``) and draws one point for gap and GAN; here the GAN draws its
+    own, as in `dmd2`.
 
     Args:
       divergence: name in `losses.DIVERGENCES`, ``rkl fkl jf js sf sh ney chi2``, or one
@@ -225,6 +227,7 @@ def f_distill(
       gan_weight: weight of the generator's GAN term, 0.003 in the ImageNet recipe.
       gan_critic_weight: see `dmd2`.
       gan_law: see `dmd2`; must reach wherever ``law`` does.
+      features: ``fake_score`` or ``teacher``, on whose features the discriminator sits.
       floor: see `dmd2`.
       path: see `dmd2`.
 
@@ -239,6 +242,11 @@ def f_distill(
             "gan_weight must not be the number 0: the weight needs the discriminator; "
             "use dmd2(gan_weight=0) for reverse KL without one"
         )
+    if features not in ("fake_score", "teacher"):
+        raise ValueError(
+            "features must be 'fake_score' or 'teacher', from which a discriminator "
+            f"reads the density ratio of noised samples, got {features!r}"
+        )
     base = dmd2(
         steps=steps,
         grid=grid,
@@ -249,6 +257,7 @@ def f_distill(
         gan_weight=gan_weight,
         gan_critic_weight=gan_critic_weight,
         gan_law=gan_law,
+        features=features,
         floor=floor,
         path=path,
     )
@@ -256,8 +265,12 @@ def f_distill(
     def match(ctx: Context) -> Out:
         p, x = path_of(ctx, path), ctx.data["x"]
         x_t, t, _ = noised(ctx, sg(x), law, p)
-        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
-        fake, logits = judged(ctx, x_t, t, p)
+        if features == "fake_score":
+            real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
+            fake, logits = judged(ctx, x_t, t, p)
+        else:
+            real, fake = twin_predictions(ctx, x_t, t, p, guidance)
+            logits = judged(ctx, x_t, t, p, features)[1]
         logits = jnp.mean(logits.reshape(logits.shape[0], -1), axis=1)
         memory, expected = {}, 1.0
         if bins:
@@ -290,6 +303,7 @@ def tdm(
     steps: tuple[int, ...] = (4,),
     grid: Grid = EvenGrid(),
     separate: bool = True,
+    told_end: bool = False,
     random_end: bool = False,
     law: Law = central(0.02),
     guidance: float = 1.0,
@@ -317,7 +331,10 @@ def tdm(
       grid: their time grids.
       separate: whether ``tau`` stays inside the step, so that the fake score at a time
         belongs to one step of a grid. Otherwise it lies anywhere above ``s`` (the
-        released code's default) and the fake score fits the mixture over steps.
+        released code's default) and the fake score fits the mixture over steps, unless
+        ``told_end``.
+      told_end: whether the fake score is told ``s``, as its second time, so that it
+        fits every step's states by themselves (a condition on the step in the paper).
       random_end: ends steps at times inside them, see `draws.OdeRollout`.
       law: ``tau``: its share of the clock is taken as a share of the stretch above
         ``s``, 0 to 1 without both ends.
@@ -342,10 +359,22 @@ def tdm(
         x_tau, target = p.renoise_from(sg(found["x_s"]), s, tau, eps)
         return x_tau, tau, target
 
+    def scored(ctx: Context, p: Path, kind: str) -> Field:
+        net, s = ctx.nets.fake_score, ctx.data["step"]["s"]
+        if not told_end:
+            return net.prediction(ctx.cond, kind=kind, path=p)
+        f = net.flow_map(ctx.cond, path=p, two_time=True)
+
+        def field(x: Array, t: Time) -> Array:
+            return convert(p, f.output(x, t, s), x, t, f.kind, kind_of(kind))
+
+        return field
+
     def match(ctx: Context) -> Array:
         p, x = path_of(ctx, path), ctx.data["step"]["x0"]
         x_tau, tau, _ = renoised(ctx, p)
-        real, fake = twin_predictions(ctx, x_tau, tau, p, guidance)
+        real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_tau, tau)
+        fake = scored(ctx, p, "x0")(x_tau, tau)
         error = jnp.mean(jnp.abs(sg(x - real)), axis=tuple(range(1, x.ndim)))
         weight = 1.0 / jnp.maximum(error, floor)
         return losses.regress(losses.score_gap(x, real, fake, weight), metric)
@@ -353,16 +382,17 @@ def tdm(
     def fit(ctx: Context) -> Array:
         p, s = path_of(ctx, path), ctx.data["step"]["s"]
         x_tau, tau, target = renoised(ctx, p)
-        v = ctx.nets.fake_score.velocity(ctx.cond, path=p)(x_tau, tau)
+        v = scored(ctx, p, "velocity")(x_tau, tau)
         wanted = convert(p, target, x_tau, tau, X0, VELOCITY)
         kept = p.alpha(tau) * p.sigma(s) / (p.alpha(s) * p.sigma(tau))
         return losses.regress(losses.toward(v, wanted, 1.0 - kept**2))
 
     terms = (Term("fit", fit),)
+    needs = frozenset({"second_time"} if told_end else ())
     return check(
         Method(
             name="tdm",
-            roles=twin_roles(guidance=guidance),
+            roles=twin_roles(guidance=guidance, fake_needs=needs),
             phases=twin_phases(terms, (Term("match", match),), draws, critic_steps),
             batch=frozenset(),
             sampling=Sampling(grid, Deterministic(), path, two_time=False),

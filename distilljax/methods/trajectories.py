@@ -1,12 +1,6 @@
-"""Students of the teacher's trajectories: CTM, progressive distillation, reflow."""
+"""Students of the teacher's trajectories: progressive distillation and reflow."""
 
 from __future__ import annotations
-
-import dataclasses
-import functools
-import operator
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,19 +20,16 @@ from distilljax.method import (
     Term,
     check,
 )
-from distilljax.methods.parts import TEACHER, guidance_needs, noised, path_of
+from distilljax.methods.parts import TEACHER, guidance_needs, path_of
 from distilljax.metrics import Metric, half_mse
 from distilljax.paths import Path
-from distilljax.predictions import decompose, recompose
-from distilljax.sampling import Deterministic, Renoise
-from distilljax.solvers import Heun, Solver, solve
+from distilljax.predictions import decompose
+from distilljax.sampling import Deterministic
+from distilljax.solvers import Heun, Solver
 from distilljax.times import (
     EvenGrid,
     Grid,
-    KarrasGrid,
     Law,
-    LogNormal,
-    Schedule,
     Switch,
     Uniform,
 )
@@ -46,14 +37,6 @@ from distilljax.times import (
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
-CTM = Citation(
-    "ctm",
-    "Consistency Trajectory Models: Learning Probability Flow ODE Trajectory of "
-    "Diffusion",
-    "Kim, Lai, Liao, Murata, Takida, Uesaka, He, Mitsufuji, Ermon",
-    2023,
-    "arXiv:2310.02279",
-)
 PROGRESSIVE = Citation(
     "progressive",
     "Progressive Distillation for Fast Sampling of Diffusion Models",
@@ -71,158 +54,6 @@ REFLOW = Citation(
     "arXiv:2209.03003",
     "eq. 1, Algorithm 1",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Balanced:
-    """Sum of gradients in which the others are as long as the leading term's.
-
-    Each other gradient is multiplied by ``scale`` times ``|g_lead| / (|g| + 1e-4)``, a
-    ratio of at most ``limit``.
-
-    Attributes:
-      lead: name of the leading term.
-      scale: length of the others in units of the leading gradient.
-      limit: largest ratio.
-    """
-
-    lead: str
-    scale: float = 1.0
-    limit: float = 1e4
-
-    def __call__(self, grads: Mapping[str, Any], step: Array) -> Any:
-        total = grads[self.lead]
-        size = _norm(total)
-        for name in sorted(set(grads) - {self.lead}):
-            ratio = jnp.minimum(size / (_norm(grads[name]) + 1e-4), self.limit)
-            total = jax.tree.map(
-                lambda a, b, w=self.scale * ratio: a + w.astype(b.dtype) * b,
-                total,
-                grads[name],
-            )
-        return total
-
-
-def _norm(tree: Any) -> Array:
-    squares = [jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(functools.reduce(operator.add, squares))
-
-
-def ctm(
-    *,
-    segments: int = 17,
-    grid: Grid = KarrasGrid(),
-    solver: Solver = Heun(),
-    metric: Metric = half_mse,
-    guidance: float = 1.0,
-    target_decay: Schedule = 0.999,
-    dsm_weight: float = 1.0,
-    dsm_law: Law = LogNormal(-1.2, 1.2),
-    balance: bool = True,
-    path: Path | None = None,
-    renoise: Renoise = Deterministic(),
-) -> Method:
-    """CTM: jumps of any length agree after the teacher has gone a part of the way.
-
-    With ``u`` the time after ``j`` solver steps of the teacher from ``t`` and ``s``
-    anywhere below,
-
-        d( f^-(f(x_t, t, s), s, 0), sg f^-(f(x_u, u, s), s, 0) ) + dsm_weight L_DSM.
-
-    The outer map has the target's parameters and passes the gradient to its input (the
-    released code; taking it as a constant would leave nothing to train). ``L_DSM``
-    regresses the output at ``s = t`` on data and noise; on the EDM path its unit weight
-    is EDM's. The paper's adversarial term, which it adds after 10 000 cycles or more,
-    needs a discriminator on pretrained features and is left out.
-
-    Args:
-      segments: grid segments; ``j`` runs from 1 to it.
-      grid: times ``t, u, s`` are taken from, also the sampler's; the paper's is Karras
-        with rho 7.
-      solver: solver of the teacher's steps. One ``j`` serves the batch, as in the
-        released code, with probability proportional to ``j``; the mean cost is
-        ``(2 segments + 1) / 3`` steps.
-      metric: ``d``; LPIPS in the paper, see `metrics.FeatureMetric`.
-      guidance: scale ``w`` of the teacher.
-      target_decay: EMA decay of the target network.
-      dsm_weight: weight of the denoising term; 0 leaves it out.
-      dsm_law: its times; the released code mixes a half-log-normal with a uniform law.
-      balance: whether ``dsm_weight`` counts in units of the first term's gradient
-        (norms over all parameters; the released code looks at the last layer's).
-      path: path; default the student's network's, EDM in the paper.
-      renoise: rule of the sampler; `sampling.Gamma` is the paper's gamma sampling.
-
-    Returns:
-      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
-      teacher, target.
-    """
-
-    def agree(ctx: Context) -> Array:
-        way = path_of(ctx, path)
-        times = jnp.asarray(grid(segments, way), jnp.float32)
-        hops = _hops(ctx, segments)
-        first = _uniform_index(ctx, "first", 0, segments - hops)
-        last = _uniform_index(ctx, "last", first + hops, segments)
-        t, u, s = times[first], times[first + hops], times[last]
-        kind = ctx.nets.teacher.kind
-        field = ctx.nets.teacher.guided(ctx.data, guidance, kind=kind, path=way)
-
-        def advance(k: Array, x: Array) -> Array:
-            ends = jnp.stack([times[first + k], times[first + k + 1]])
-            return solve(field, x, ends, path=way, solver=solver, kind=kind)
-
-        x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
-        x_u = jax.lax.fori_loop(0, hops, advance, x_t)
-        f, outer = (
-            ctx.nets[role].flow_map(ctx.cond, path=way, two_time=True)
-            for role in ("student", "target")
-        )
-        estimate = outer(f(x_t, t, s), s, 0.0)
-        c = losses.toward(estimate, outer(f(x_u, u, s), s, 0.0))
-        return losses.regress(c, metric)
-
-    def denoise(ctx: Context) -> Array:
-        way = path_of(ctx, path)
-        x0 = ctx.data["x0"]
-        x_t, t, eps = noised(ctx, x0, dsm_law, way)
-        f = ctx.nets.student.flow_map(ctx.cond, path=way, two_time=True)
-        wanted = recompose(way, f.kind, x0, eps, t)
-        return losses.regress(losses.toward(f.output(x_t, t, t), wanted))
-
-    needs = frozenset({"second_time"})
-    follow = Follow("student", target_decay)
-    terms, merge = (Term("agree", agree),), None
-    if dsm_weight:
-        terms += (Term("denoise", denoise, 1.0 if balance else dsm_weight),)
-        merge = Balanced("agree", dsm_weight) if balance else None
-    return check(
-        Method(
-            name="ctm",
-            roles={
-                "student": Role(needs=needs),
-                "teacher": TEACHER._replace(needs=guidance_needs(guidance)),
-                "target": Role(init="student", follow=follow, needs=needs),
-            },
-            phases=(Phase("student", ("student",), terms, merge=merge),),
-            sampling=Sampling(grid, renoise, path, two_time=True),
-            cite=(CTM,),
-        )
-    )
-
-
-def _hops(ctx: Context, most: int) -> Array:
-    """A number of steps ``1 .. most`` for the batch, likely in proportion to it."""
-    counts = jnp.arange(1, most + 1)
-    return jax.random.choice(ctx.key("hops"), counts, p=counts / jnp.sum(counts))
-
-
-def _uniform_index(
-    ctx: Context, name: str, low: Array | int, high: Array | int
-) -> Array:
-    """Integers ``[B]``, uniform from ``low`` to ``high`` inclusive."""
-    span = jnp.asarray(high - low + 1)
-    step = jnp.floor(ctx.uniform(name) * span).astype(jnp.int32)
-    return low + jnp.minimum(step, span - 1)
 
 
 def progressive(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from distilljax import fields, losses, transforms
 from distilljax.context import Context
 from distilljax.corrections import Correction
+from distilljax.draws import Guidance
 from distilljax.flow_maps import AffineFlowMap
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import (
@@ -30,6 +31,8 @@ from distilljax.methods.parts import (
     guidance_needs,
     path_of,
     per_sample_norm,
+    scale_of,
+    telling,
 )
 from distilljax.paths import Path, expand
 from distilljax.predictions import VELOCITY, convert
@@ -186,11 +189,13 @@ def _guided(
 def _ayf(
     cite: Citation,
     term: Term,
-    needs: frozenset[str],
-    guidance: float,
+    guidance: Guidance,
+    embed: bool,
     autoguidance: bool,
     path: Path | None,
 ) -> Method:
+    tell = telling(guidance if embed else None)
+    needs = tell.needs | {"jvp", "second_time"}
     roles = {"student": Role(needs=needs), "teacher": TEACHER}
     if autoguidance:
         roles["weak_teacher"] = TEACHER
@@ -200,8 +205,13 @@ def _ayf(
         Method(
             name=cite.id,
             roles=roles,
-            phases=(Phase("student", ("student",), (term,)),),
-            sampling=Sampling(renoise=Deterministic(), path=path, two_time=True),
+            phases=(Phase("student", ("student",), (term,), tell.draws),),
+            sampling=Sampling(
+                renoise=Deterministic(),
+                path=path,
+                two_time=True,
+                guidance=tell.default,
+            ),
             cite=(cite,),
         )
     )
@@ -210,14 +220,14 @@ def _ayf(
 def _ayf_field(
     ctx: Context,
     way: Path,
-    guidance: float,
+    guidance: Guidance,
     interval: tuple[float, float] | None,
     autoguidance: bool,
 ) -> fields.Field:
     """Velocity of the teacher, guided by the null condition or by a weaker model."""
     return ctx.nets.teacher.guided(
         ctx.data,
-        guidance,
+        scale_of(ctx, guidance),
         kind="velocity",
         path=way,
         interval=interval,
@@ -228,8 +238,9 @@ def _ayf_field(
 def ayf_emd(
     *,
     law: PairLaw = Interval(),
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    embed: bool = False,
     autoguidance: bool = False,
     warmup: Schedule = Ramp(10_000, 0.0, 0.99),
     tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
@@ -247,9 +258,10 @@ def ayf_emd(
 
     Args:
       law: law of ``(t, s)``; the paper's draws the length of the jump.
-      guidance: scale ``w`` of the teacher. The paper draws it from [1, 3] per sample
-        and tells the student; here it is one number.
+      guidance: scale ``w`` of the teacher, or several of which every sample draws one:
+        a range ``(low, high)``, ``(1.0, 3.0)`` in the paper, or `draws.Among`.
       guidance_interval: times of ``path`` at which guidance is on.
+      embed: whether the student is told the scale (the paper's choice), see `lcm`.
       autoguidance: guides with the role ``weak_teacher``, a weaker model whose
         parameters the user gives, for the null condition (the paper's choice).
       warmup: ratio ``r`` that scales the jvp part; the paper's ends at 0.99.
@@ -268,7 +280,7 @@ def ayf_emd(
         x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
         field = _ayf_field(ctx, way, guidance, guidance_interval, autoguidance)
         c = losses.eulerian(
-            ctx.nets.student.flow_map(ctx.cond, path=way, two_time=True),
+            ctx.nets.student.flow_map(ctx.told, path=way, two_time=True),
             field(x_t, t),
             x_t,
             t,
@@ -281,16 +293,16 @@ def ayf_emd(
         c = c if tangent is None else tangent(c)
         return Out(losses.regress(c), {"tangent_norm": size})
 
-    needs = frozenset({"jvp", "second_time"})
     term = Term("eulerian", eulerian)
-    return _ayf(AYF_EMD, term, needs, guidance, autoguidance, path)
+    return _ayf(AYF_EMD, term, guidance, embed, autoguidance, path)
 
 
 def ayf_lmd(
     *,
     law: PairLaw = Interval(),
-    guidance: float = 1.0,
+    guidance: Guidance = 1.0,
     guidance_interval: tuple[float, float] | None = None,
+    embed: bool = False,
     autoguidance: bool = False,
     tangent: Callable[[Correction], Correction] | None = None,
     path: Path | None = None,
@@ -304,8 +316,9 @@ def ayf_lmd(
 
     Args:
       law: law of ``(t, s)``; the paper's draws the length of the jump.
-      guidance: scale ``w`` of the teacher.
+      guidance: see `ayf_emd`.
       guidance_interval: times of ``path`` at which guidance is on.
+      embed: see `ayf_emd`.
       autoguidance: see `ayf_emd`.
       tangent: transform of the correction, for example `transforms.normalize_tangent`.
       path: path; default the student's network's.
@@ -320,10 +333,9 @@ def ayf_lmd(
         t, s = ctx.pair("times", law, way)
         x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
         field = _ayf_field(ctx, way, guidance, guidance_interval, autoguidance)
-        student = ctx.nets.student.flow_map(ctx.cond, path=way, two_time=True)
+        student = ctx.nets.student.flow_map(ctx.told, path=way, two_time=True)
         c = transforms.drop_nonfinite(losses.lagrangian(student, field, x_t, t, s))
         return losses.regress(c if tangent is None else tangent(c))
 
-    needs = frozenset({"jvp", "second_time"})
     term = Term("lagrangian", lagrangian)
-    return _ayf(AYF_LMD, term, needs, guidance, autoguidance, path)
+    return _ayf(AYF_LMD, term, guidance, embed, autoguidance, path)

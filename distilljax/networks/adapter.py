@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx, traverse_util
 
-from distilljax.binding import Condition, Network, Params
+from distilljax.binding import Condition, Network, Params, untold
 from distilljax.errors import unknown
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
@@ -207,11 +207,14 @@ def _name_of(module: Any) -> str:
 
 
 def capabilities_of(
-    null: Callable | None, second_time: bool, dropout: float = 0.0
+    null: Callable | None,
+    second_time: bool,
+    guidance: Any = None,
+    dropout: float = 0.0,
 ) -> frozenset[str]:
     """Capabilities of the networks here: jvp, taps, and what they were built with."""
     asked = {"null": null is not None, "second_time": second_time}
-    asked["dropout"] = dropout > 0.0
+    asked |= {"guidance": guidance is not None, "dropout": dropout > 0.0}
     return frozenset({"jvp", "taps", *(name for name, on in asked.items() if on)})
 
 
@@ -232,10 +235,11 @@ def functionalize(
     """A `Network` out of a flax module.
 
     The module is called as ``module(x, t, cond)``, with ``s=`` if it has the capability
-    ``second_time``, ``taps=True`` if taps are asked for (it then returns ``(out,
-    taps)``) and ``rng=key`` in training mode with ``dropout``. What it gets as ``s`` is
-    the *time code* of the second time; without a second time the network stands at
-    ``s = t``, where it predicts the velocity.
+    ``second_time``, ``w=`` if it has ``guidance`` and the condition holds a guidance
+    scale (see `binding.told`), ``taps=True`` if taps are asked for (it then returns
+    ``(out, taps)``) and ``rng=key`` in training mode with ``dropout``. What it gets as
+    ``s`` is the *time code* of the second time; without a second time the network
+    stands at ``s = t``, where it predicts the velocity.
 
     Args:
       module: see `pure`.
@@ -267,7 +271,7 @@ def functionalize(
     code = TIME_CODES[time_code]
     init, call, signature = pure(module, name=name, example=example)
     two_time = "second_time" in capabilities
-    words = {"second_time": "s", "taps": "taps", "dropout": "rng"}
+    words = {"second_time": "s", "guidance": "w", "taps": "taps", "dropout": "rng"}
     _check_signature(
         name, signature, {v for k, v in words.items() if k in capabilities}
     )
@@ -283,7 +287,14 @@ def functionalize(
         rng: Array | None = None,
     ) -> Any:
         t = times_over(x, t, clock)
+        cond, scale = untold(cond)
         options: dict[str, Any] = {}
+        if scale is not None:
+            if "guidance" not in capabilities:
+                raise ValueError(
+                    f"network {name!r} takes no guidance scale; build it with guidance="
+                )
+            options["w"] = times_over(x, scale, None)
         if two_time:
             options["s"] = code(t, t if s is None else times_over(x, s, clock))
         elif s is not None:

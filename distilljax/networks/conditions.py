@@ -91,6 +91,14 @@ def vector_key(num_classes: int | None, features: int | None) -> str | None:
     return None if features is None else "embedding"
 
 
+def vector_of(cond: Any, num_classes: int | None, features: int | None) -> Any:
+    """The vector among conditions that hold one, for networks without an image."""
+    key = vector_key(num_classes, features)
+    if key is None:
+        return None
+    return cond.get(key) if isinstance(cond, dict) else cond
+
+
 def null_conditions(
     num_classes: int | None = None,
     features: int | None = None,

@@ -24,6 +24,7 @@ from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
     Frequencies,
+    GuidanceEmbedding,
     TimeEmbedding,
     conditioning,
     log_clock,
@@ -184,6 +185,7 @@ class DiT(nnx.Module):
         frequencies: Frequencies,
         conditions: dict[str, int | None],
         second_time: bool,
+        guidance: Frequencies | None,
         tap_layers: tuple[int, ...],
         remat: str,
         attend: Callable[[Array, Array, Array], Array],
@@ -196,6 +198,8 @@ class DiT(nnx.Module):
         self.time = TimeEmbedding(width, frequencies, rngs=rngs)
         if second_time:
             self.second = TimeEmbedding(width, frequencies, zero=True, rngs=rngs)
+        if guidance is not None:
+            self.guidance = GuidanceEmbedding(width, guidance, rngs=rngs)
         self.conditions = Conditions(width, **conditions, rngs=rngs)
         inward = channels + self.conditions.image_channels
         self.inward = nnx.Linear(patch * patch * inward, width, rngs=rngs)
@@ -235,6 +239,7 @@ class DiT(nnx.Module):
         cond: Any = None,
         s: Array | None = None,
         *,
+        w: Array | None = None,
         taps: bool = False,
     ) -> Any:
         """Prediction, shape of ``x``; with ``taps`` also the stream after some blocks.
@@ -244,12 +249,13 @@ class DiT(nnx.Module):
           t: time ``[B]``.
           cond: see `Conditions`.
           s: code of the second time ``[B]``.
+          w: guidance scale ``[B]``; None adds nothing.
           taps: whether to return ``(out, tuple of [B, H/p, W/p, width])``.
         """
         vector, image = self.conditions(cond, x)
         h = self.inward(self._patches(jnp.concatenate([x, *image], -1)))
         h = rows_first(h + positions(*self.grid, h.shape[-1]).astype(h.dtype))
-        c = conditioning(self, t, s, vector, h.dtype)
+        c = conditioning(self, t, s, w, vector, h.dtype)
         graph, stacked = nnx.split(self.blocks)
 
         def block(h: Array, params: Any) -> tuple[Array, None]:
@@ -287,6 +293,7 @@ def dit(
     image_channels: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
+    guidance: Frequencies | None = None,
     qk_norm: bool = True,
     double_norm: bool = False,
     frequencies: Frequencies = Frequencies(),
@@ -313,6 +320,9 @@ def dit(
       image_channels: takes images ``[B, h, w, c]`` too, see `Conditions`.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
+      guidance: takes a guidance scale beside the condition (see `binding.told`):
+        frequencies of its embedding, which is zero at first. LCM's are ``(0.1, 1000.0,
+        128)``, SANA-Sprint's ``(1e-5, 0.1, 128)``.
       qk_norm: normalises queries and keys; off only for foreign weights.
       double_norm: sCM's adaptive double normalisation in place of adaLN's scale; for
         networks trained from scratch.
@@ -327,8 +337,8 @@ def dit(
       name: how errors call it.
 
     Returns:
-      The network: ``jvp``, ``taps``, and ``second_time`` and ``null`` as asked for. It
-      predicts 0 at first.
+      The network: ``jvp``, ``taps``, and ``second_time``, ``null``, ``guidance`` as
+      asked for. It predicts 0 at first.
 
     Raises:
       ValueError: on sizes that do not divide, or an unknown size, remat or attention.
@@ -377,6 +387,7 @@ def dit(
             frequencies=Frequencies(*frequencies),
             conditions=conditions,
             second_time=second_time,
+            guidance=None if guidance is None else Frequencies(*guidance),
             tap_layers=tuple(sorted(tap_layers)),
             remat=remat,
             attend=functools.partial(attention, implementation=attention_kind),
@@ -384,7 +395,7 @@ def dit(
         ),
         path=path,
         prediction=prediction,
-        capabilities=capabilities_of(null, second_time),
+        capabilities=capabilities_of(null, second_time, guidance),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

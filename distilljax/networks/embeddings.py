@@ -80,13 +80,41 @@ class TimeEmbedding(nnx.Module):
         return self.out(jax.nn.silu(self.hidden(features)))
 
 
+class GuidanceEmbedding(nnx.Module):
+    """A linear layer, zero at first, on the sinusoids of a guidance scale.
+
+    Args:
+      size: features of the result.
+      frequencies: of the sinusoids.
+      rngs: initialisation keys.
+    """
+
+    def __init__(self, size: int, frequencies: Frequencies, *, rngs: nnx.Rngs):
+        zeros = nnx.initializers.zeros
+        self.frequencies = frequencies
+        self.linear = nnx.Linear(
+            2 * frequencies.count, size, use_bias=False, kernel_init=zeros, rngs=rngs
+        )
+
+    def __call__(self, w: Array, dtype: Any) -> Array:
+        """Embedding ``[..., size]`` in ``dtype`` of a float32 scale."""
+        return self.linear(sinusoids(w, self.frequencies).astype(dtype))
+
+
 def conditioning(
-    module: Any, t: Array, s: Array | None, vector: Array | float, dtype: Any
+    module: Any,
+    t: Array,
+    s: Array | None,
+    w: Array | None,
+    vector: Array | float,
+    dtype: Any,
 ) -> Array:
-    """``silu(time(t) + vector + second(s))`` of a network's own embeddings."""
+    """``silu(time(t) + vector + second(s) + guidance(w))`` of a network's own parts."""
     c = module.time(t, dtype) + vector
     if s is not None:
         c = c + module.second(s, dtype)
+    if w is not None:
+        c = c + module.guidance(w, dtype)
     return rows_first(jax.nn.silu(c))
 
 

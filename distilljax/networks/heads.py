@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from distilljax.binding import Network
+from distilljax.errors import unknown
 from distilljax.networks.adapter import cast, pure, times_over, widen
+from distilljax.networks.conditions import vector_of
 from distilljax.networks.embeddings import (
     ConditionEmbedding,
     Frequencies,
@@ -21,9 +23,11 @@ from distilljax.networks.embeddings import (
     sinusoids,
 )
 from distilljax.networks.norms import layer_norm
+from distilljax.networks.patch_heads import PatchHeads
 from distilljax.paths import Path
 
 Array = jax.Array
+KINDS = ("pooled", "patches", "projected")
 
 
 class Head(nnx.Module):
@@ -87,6 +91,8 @@ def _pooled(leaf: Array) -> Array:
 def head(
     features_shape: Any,
     *,
+    kind: str = "pooled",
+    product: bool = False,
     num_classes: int | None = None,
     cond_features: int | None = None,
     width: int = 128,
@@ -97,9 +103,26 @@ def head(
 ) -> Network:
     """A discriminator head on the taps of another network.
 
+    | kind | logits | as in |
+    |---|---|---|
+    | `pooled` | one, of all taps averaged over their positions | DMD2 |
+    | `patches` | one per position of every tap, by a head per tap | LADD, SANA-Sprint |
+    | `projected` | the same on taps mixed by fixed random projections | Projected GAN |
+
+    GAN losses average the logits of a sample, so that taps count by their positions (as
+    in the public codes, which join the logits of all heads). Those of LADD and
+    SANA-Sprint are StyleGAN-T's heads: a linear layer, one residual convolution over
+    nine tokens, and with a condition an inner product. Here a tap with a grid of
+    positions is convolved along it, norms are per position where theirs run over the
+    batch, and there is no spectral norm, whose running vector would be state.
+
     Args:
       features_shape: the taps' shapes: a tree of arrays or ShapeDtypeStructs
         ``[B, ..., d]``, as from `taps_shape`.
+      kind: see above.
+      product: whether the condition enters the logits of a position by an inner product
+        of its embedding with the hidden features there, over ``sqrt(width)``; otherwise
+        the embedding is added to the hidden features. Not with ``pooled``.
       num_classes: takes labels ``[B]``, the null class included.
       cond_features: takes embeddings ``[B, d]`` instead.
       width: of its hidden layers.
@@ -110,29 +133,51 @@ def head(
 
     Returns:
       A network without path whose function ``logits(features, t, cond)`` gives ``[B]``
-      in float32; ``t`` is a time over the path's ``t_max``.
+      or ``[B, positions of all taps]`` in float32; ``t`` is a time over the path's
+      ``t_max``. Of a dict of conditions it sees the vector.
+
+    Raises:
+      ValueError: on an unknown kind, or taps that the kind does not fit.
+
+    References:
+      Miyato and Koyama, cGANs with Projection Discriminator, 2018, arXiv:1802.05637.
+      Sauer et al., Projected GANs Converge Faster, 2021, arXiv:2111.01007.
+      Sauer et al., StyleGAN-T, 2023, arXiv:2301.09515.
     """
-    sizes = [leaf.shape[-1] for leaf in jax.tree.leaves(features_shape)]
-    if not sizes:
+    shapes = [tuple(leaf.shape) for leaf in jax.tree.leaves(features_shape)]
+    if not shapes:
         raise ValueError(
             "features_shape must hold at least one shape, got none; pass taps_shape("
             "network, sample_shape) of a network with taps"
         )
-    init, call, _ = pure(
-        lambda rngs: Head(
-            sizes,
-            width=width,
-            layers=layers,
-            frequencies=Frequencies(*frequencies),
-            num_classes=num_classes,
-            cond_features=cond_features,
-            rngs=rngs,
-        ),
-        name=name,
-    )
+    if kind not in KINDS:
+        raise ValueError(unknown("kind of head", kind, KINDS))
+    if product and kind == "pooled":
+        raise ValueError(
+            "product=True is for heads with a logit per position, got kind='pooled'; "
+            "use kind='patches' or 'projected'"
+        )
+    common: dict[str, Any] = {
+        "width": width,
+        "layers": layers,
+        "frequencies": Frequencies(*frequencies),
+        "num_classes": num_classes,
+        "cond_features": cond_features,
+    }
+
+    def build(rngs: nnx.Rngs) -> nnx.Module:
+        if kind == "pooled":
+            return Head([shape[-1] for shape in shapes], **common, rngs=rngs)
+        projected = kind == "projected"
+        return PatchHeads(
+            shapes, projected=projected, product=product, **common, rngs=rngs
+        )
+
+    init, call, _ = pure(build, name=name)
 
     def logits(params: Any, features: Any, t: Any, cond: Any = None) -> Array:
         t = times_over(jax.tree.leaves(features)[0], t, None)
+        cond = vector_of(cond, num_classes, cond_features)
         params, features, cond = cast((params, features, cond), dtype)
         return widen(call(params, features, t, cond))
 
@@ -176,10 +221,11 @@ def policy(
     sample_shape: tuple[int, ...],
     *,
     components: int = 8,
+    mixture: bool = True,
     spread: float = 0.1,
     name: str = "policy",
 ) -> Network:
-    """A network that also emits a Gaussian mixture, for `methods.pi_flow`.
+    """A network that also emits several predictions, for `methods.pi_flow`.
 
     Linear heads on the last tap. Its parameters are the backbone's and one more entry
     ``policy``, so that it starts from a teacher with the backbone's parameters.
@@ -187,19 +233,24 @@ def policy(
     Args:
       backbone: network with taps.
       sample_shape: shape of a sample; its last axis shares the mixture's weights.
-      components: ``K``.
+      components: ``K``, components of a mixture or estimates on a grid.
+      mixture: whether the predictions are those of a Gaussian mixture, with weights and
+        a standard deviation; otherwise they stand alone (pi-Flow's grid policy).
       spread: standard deviation of what is added to the prediction at first, per
-        component; with 0 all components stay equal.
+        component; with 0 all components of a mixture stay equal.
       name: how errors call it.
 
     Returns:
       The backbone with the function ``policy(x, t, cond)``, which gives predictions
       ``[B, K, *sample_shape]`` of the backbone's kind, their common log standard
-      deviation ``[B]`` and logits ``[B, K, *sample_shape[:-1], 1]``.
+      deviation ``[B]`` and logits ``[B, K, *sample_shape[:-1], 1]``; both None without
+      a mixture.
     """
     features = _last(taps_shape(backbone, sample_shape)).size
     size, places = math.prod(sample_shape), math.prod(sample_shape[:-1])
-    widths = {"predictions": components * size, "logits": components * places}
+    widths = {"predictions": components * size}
+    if mixture:
+        widths |= {"logits": components * places, "log_std": 1}
 
     def init(key: Array) -> Any:
         own, draw = jax.random.split(key)
@@ -210,7 +261,6 @@ def policy(
             "w": scale * jax.random.normal(w, (features, widths["predictions"])),
             "b": spread / math.sqrt(2.0) * jax.random.normal(b, (size * components,)),
         }
-        heads["log_std"] = _zero_linear(features, 1)
         return {**backbone.init(own), "policy": heads}
 
     def bare(params: Any) -> Any:
@@ -227,6 +277,8 @@ def policy(
         found = {k: h @ p["w"] + p["b"] for k, p in params["policy"].items()}
         lead = (x.shape[0], components)
         added = found["predictions"].reshape(*lead, *x.shape[1:])
+        if not mixture:
+            return widen(out[:, None] + added), None, None
         logits = found["logits"].reshape(*lead, *x.shape[1:-1], 1)
         return widen((out[:, None] + added, found["log_std"][:, 0], logits))
 

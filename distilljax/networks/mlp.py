@@ -19,6 +19,7 @@ from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.embeddings import (
     ConditionEmbedding,
     Frequencies,
+    GuidanceEmbedding,
     TimeEmbedding,
     conditioning,
     log_clock,
@@ -74,6 +75,7 @@ class MLP(nnx.Module):
       cond_features: see `ConditionEmbedding`.
       label_std: see `LabelEmbedding`.
       second_time: whether it takes the code of a second time.
+      guidance: frequencies of a guidance scale, or None.
       dropout: rate inside the blocks.
       rngs: initialisation keys.
     """
@@ -91,6 +93,7 @@ class MLP(nnx.Module):
         cond_features: int | None,
         label_std: float,
         second_time: bool,
+        guidance: Frequencies | None,
         dropout: float,
         rngs: nnx.Rngs,
     ):
@@ -98,6 +101,8 @@ class MLP(nnx.Module):
         self.time = TimeEmbedding(embedding, frequencies, rngs=rngs)
         if second_time:
             self.second = TimeEmbedding(embedding, frequencies, zero=True, rngs=rngs)
+        if guidance is not None:
+            self.guidance = GuidanceEmbedding(embedding, guidance, rngs=rngs)
         self.condition = ConditionEmbedding(
             embedding,
             num_classes=num_classes,
@@ -121,6 +126,7 @@ class MLP(nnx.Module):
         cond: Array | None = None,
         s: Array | None = None,
         *,
+        w: Array | None = None,
         taps: bool = False,
         rng: Array | None = None,
     ) -> Any:
@@ -131,11 +137,12 @@ class MLP(nnx.Module):
           t: time ``[B]``.
           cond: labels ``[B]``, embedding ``[B, d]`` or None (null).
           s: code of the second time ``[B]``.
+          w: guidance scale ``[B]``; None adds nothing.
           taps: whether to return ``(out, tuple of [B, width])``.
           rng: dropout key.
         """
         h = self.inward(x.reshape(x.shape[0], -1))
-        c = conditioning(self, t, s, self.condition(cond), h.dtype)
+        c = conditioning(self, t, s, w, self.condition(cond), h.dtype)
         features = []
         for i in range(self.blocks):
             key = None if rng is None else jax.random.fold_in(rng, i)
@@ -155,6 +162,7 @@ def mlp(
     cond_features: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
+    guidance: Frequencies | None = None,
     width: int = 256,
     hidden: int = 256,
     blocks: int = 4,
@@ -175,6 +183,9 @@ def mlp(
       cond_features: takes embeddings ``[B, d]`` instead; zero is the null condition.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
+      guidance: takes a guidance scale beside the condition (see `binding.told`):
+        frequencies of its embedding, which is zero at first. LCM's are ``(0.1, 1000.0,
+        128)``, SANA-Sprint's ``(1e-5, 0.1, 128)``.
       width: features of the residual stream.
       hidden: features inside a block.
       blocks: number of blocks.
@@ -187,7 +198,8 @@ def mlp(
 
     Returns:
       The network: ``jvp``, ``taps`` (the residual stream after every block), and
-      ``second_time``, ``null``, ``dropout`` as asked for. It predicts 0 at first.
+      ``second_time``, ``null``, ``guidance``, ``dropout`` as asked for. It predicts 0
+      at first.
 
     Raises:
       ValueError: on sizes below 1, a dropout rate outside [0, 1), or two kinds of
@@ -209,13 +221,14 @@ def mlp(
             cond_features=cond_features,
             label_std=label_std,
             second_time=second_time,
+            guidance=None if guidance is None else Frequencies(*guidance),
             dropout=dropout,
             **sizes,
             rngs=rngs,
         ),
         path=path,
         prediction=prediction,
-        capabilities=capabilities_of(null, second_time, dropout),
+        capabilities=capabilities_of(null, second_time, guidance, dropout),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

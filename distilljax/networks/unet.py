@@ -15,6 +15,7 @@ from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
     Frequencies,
+    GuidanceEmbedding,
     TimeEmbedding,
     conditioning,
     log_clock,
@@ -141,12 +142,15 @@ class UNet(nnx.Module):
         frequencies: Frequencies,
         conditions: dict[str, int | None],
         second_time: bool,
+        guidance: Frequencies | None,
         rngs: nnx.Rngs,
     ):
         size, _, own = sample_shape
         self.time = TimeEmbedding(embedding, frequencies, rngs=rngs)
         if second_time:
             self.second = TimeEmbedding(embedding, frequencies, zero=True, rngs=rngs)
+        if guidance is not None:
+            self.guidance = GuidanceEmbedding(embedding, guidance, rngs=rngs)
         self.conditions = Conditions(embedding, **conditions, rngs=rngs)
 
         def block(name: str, a: int, b: int, attend: bool, factor: int = 1) -> str:
@@ -205,6 +209,7 @@ class UNet(nnx.Module):
         cond: Any = None,
         s: Array | None = None,
         *,
+        w: Array | None = None,
         taps: bool = False,
         rng: Array | None = None,
     ) -> Any:
@@ -215,13 +220,14 @@ class UNet(nnx.Module):
           t: time ``[B]``.
           cond: see `Conditions`.
           s: code of the second time ``[B]``.
+          w: guidance scale ``[B]``; None adds nothing.
           taps: whether to return ``(out, tuple of [B, h, w, c])``: the encoder's last
             features of every level, the middle at the end.
           rng: dropout key.
         """
         vector, image = self.conditions(cond, x)
         h = self.inward(jnp.concatenate([x, *image], -1))
-        c = conditioning(self, t, s, vector, h.dtype)
+        c = conditioning(self, t, s, w, vector, h.dtype)
         count = 0
 
         def run(name: str, h: Array) -> Array:
@@ -262,6 +268,7 @@ def unet(
     image_channels: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
+    guidance: Frequencies | None = None,
     double_norm: bool = False,
     frequencies: Frequencies = Frequencies(),
     dtype: Any = None,
@@ -285,6 +292,9 @@ def unet(
       image_channels: takes images ``[B, h, w, c]`` too, see `Conditions`.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
+      guidance: takes a guidance scale beside the condition (see `binding.told`):
+        frequencies of its embedding, which is zero at first. LCM's are ``(0.1, 1000.0,
+        128)``, SANA-Sprint's ``(1e-5, 0.1, 128)``.
       double_norm: sCM's adaptive double normalisation; for networks trained from
         scratch.
       frequencies: of the time embeddings.
@@ -293,8 +303,8 @@ def unet(
 
     Returns:
       The network: ``jvp``, ``taps`` (the features of every level on the way in, the
-      middle last), and ``second_time``, ``null``, ``dropout`` as asked for. It predicts
-      0 at first.
+      middle last), and ``second_time``, ``null``, ``guidance``, ``dropout`` as asked
+      for. It predicts 0 at first.
 
     Raises:
       ValueError: on sizes that do not divide.
@@ -335,11 +345,12 @@ def unet(
             frequencies=Frequencies(*frequencies),
             conditions=conditions,
             second_time=second_time,
+            guidance=None if guidance is None else Frequencies(*guidance),
             rngs=rngs,
         ),
         path=path,
         prediction=prediction,
-        capabilities=capabilities_of(null, second_time, dropout),
+        capabilities=capabilities_of(null, second_time, guidance, dropout),
         time_code=time_code,
         clock=log_clock(path),
         null=null,

@@ -29,6 +29,7 @@ MENDS = {
     "taps": "return intermediate features for taps=True and list 'taps'",
     "second_time": "build it with a second time input (second_time=True)",
     "null": "give it a null condition (null=) and train it with condition dropout",
+    "guidance": "let it take a guidance scale (guidance=(0.1, 1000.0, 128))",
     "cache": "build it with a cache",
     "blocks": "build it with block-level functions",
     "dropout": "let apply take rng= and list 'dropout'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_setup
 from distilljax.training.state import TrainState
 from distilljax.training.update import Update
+from tests import exact
 from tests.methods import cases
 
 
@@ -126,6 +128,21 @@ def exact_jumper(oracle: Gaussian, path: Path) -> Network:
         return output(x * sd, t, jnp.zeros_like(t)) / sd
 
     return Network("exact jumper", apply, lambda key: {}, path, "velocity")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactStep:
+    """The exact flow map of a Gaussian as a solver of the teacher's steps."""
+
+    order = 1
+    kind = "velocity"
+    noisy = False
+
+    def evaluations(self, steps):
+        return steps
+
+    def step(self, ode, at):
+        return exact.gaussian().flow_map(ode.path)(at.x, at.t, at.s), at.last
 
 
 def vanishes(gradients: Any, tol: float = 0.0) -> None:

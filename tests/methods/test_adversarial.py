@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import paths
-from distilljax.methods import ladd
+from distilljax import networks, paths
+from distilljax.methods import f_distill, ladd
 from distilljax.times import Point
 from tests import exact, toy
 from tests.methods import cases
@@ -114,6 +114,26 @@ def test_the_penalty_nears_the_squared_gradient_of_the_logit():
     # Linear logits: exact for every std, up to the average over the perturbations.
     mean = float(jnp.mean(found.values()["r1"]))
     assert abs(mean / float(weight @ weight) - 1.0) < 0.05
+
+
+@pytest.mark.parametrize("build", [ladd, f_distill])
+def test_heads_with_a_logit_per_position_are_averaged(build):
+    nets = cases.networks()
+    taps = networks.taps_shape(nets["backbone"], cases.SHAPE)
+    heads = networks.head(taps, kind="patches", num_classes=cases.CLASSES, width=8)
+    method = build()
+    critic = method.phases[0].name
+    apart = play(method, phase=critic, discriminator=heads).values()["tell_apart"]
+    fool = play(method, discriminator=heads).values()["fool"]
+    assert apart.shape == fool.shape == (16,)
+
+    def averaged(*args):
+        return jnp.mean(heads.functions["logits"](*args), 1)
+
+    one = dataclasses.replace(heads, functions={"logits": averaged})
+    single = play(method, discriminator=one).values()["fool"]
+    # The mean of the logits is that of the hinge generator's values, which are linear.
+    assert bool(jnp.allclose(fool, single, rtol=1e-9)) == (build is ladd)
 
 
 def test_a_teacher_without_features_is_refused():

@@ -88,6 +88,31 @@ def test_shares_of_both_squares_rest_at_the_exact_map_if_equal(share):
     exact.allclose(jax.grad(both)(zero), jax.grad(warmed)(zero), 1e-6)
 
 
+@pytest.mark.parametrize(("share", "miss"), [(0.7, 0.53), (0.3, 0.62)])
+def test_unequal_shares_rest_at_an_average_velocity_under_other_weights(share, miss):
+    """``u = int_0^1 v(x_{z^k t}, z^k t) dz`` solves ``u = v - k t du/dt``."""
+    kappa, oracle = (1.0 - share) / share, exact.gaussian()
+    flow, v = oracle.flow_map(LINEAR), oracle.velocity(LINEAR)
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        at = (0.5 * (nodes + 1.0)) ** kappa * t[:, None]
+        velocities = jax.vmap(lambda at: v(flow(x, t, at), at), 1)(at)
+        return jnp.tensordot(0.5 * weights, velocities, 1)
+
+    capabilities = frozenset({"jvp", "second_time"})
+    rest = Network(
+        "rest", apply, lambda key: {}, LINEAR, "velocity", capabilities=capabilities
+    )
+    method = de_cm(law=LAW, warmup=kappa, limit=100.0, p=0.0, relaxation=None)
+    nets = {**oracle_networks(), "student": rest}
+    assert largest(play(method, **nets).values())["shortcut"] < 1e-8
+    eps, one = exact.normal(0, 4096, 2), jnp.ones(4096)
+    error = eps - apply({}, eps, one) - flow(eps, one, jnp.zeros(4096))
+    found = float(jnp.sqrt(jnp.mean(error**2) / jnp.mean(oracle.std**2)))
+    assert found == pytest.approx(miss, abs=2e-2)
+
+
 def test_a_share_of_velocity_and_output_rests_at_the_velocity():
     """``a v + (1 - a) u`` is flow matching, wrong for a map to the data."""
     method = de_cm(law=LAW, warmup=0.0, relaxation=None)

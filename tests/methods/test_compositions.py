@@ -11,10 +11,12 @@ import pytest
 
 from distilljax import losses, oracles, paths
 from distilljax.composition import compose
+from distilljax.draws import Jump
 from distilljax.method import Phase, Term
 from distilljax.methods import (
     dmd2,
     gdmd,
+    ladd,
     mean_flow,
     rcm,
     sana_sprint,
@@ -22,7 +24,7 @@ from distilljax.methods import (
     sid,
 )
 from distilljax.methods.distribution import match_scores
-from distilljax.times import LogNormal, Point, Product, Ramp, value_at
+from distilljax.times import LogNormal, Mixture, Point, Product, Ramp, value_at
 from tests import exact
 from tests.methods.played import exact_jumper, play, vanishes
 
@@ -227,12 +229,17 @@ def test_sana_sprint_without_its_gan_is_scm():
     same(student(method), student(scm(law=law, warmup=0.5, **PLAIN)))
 
 
-def test_sana_sprint_adds_its_gan_by_weight():
-    plain, half, whole = (
-        student(sana_sprint(adversarial_weight=w, **SPRINT)) for w in (0, 0.5, 1.0)
-    )
-    added = combined((1.0, half), (-1.0, plain))
-    same(combined((1.0, whole), (-1.0, plain)), combined((2.0, added)), 1e-9)
+def test_sana_sprint_is_the_weighted_sum_of_scm_and_ladd():
+    law, noise = LogNormal(0.89, 1.6), LogNormal(0.09, 1.0)
+    jump = Jump(Mixture(((0.5, Point(1.0)), (0.5, law))), path=TRIG)
+    gan = ladd(draw=jump, law=noise, misaligned=True, critic_weight=0.5, path=TRIG)
+    parts = scm(law=law, warmup=0.5, **PLAIN), gan
+    found = sana_sprint(adversarial_weight=0.75, **SPRINT)
+    wanted = combined((1.0, student(parts[0])), (0.75, student(gan)))
+    same(student(found), wanted)
+    critic = play(gan, phase="discriminator").gradients()
+    same(play(found, phase="discriminator").gradients(), critic)
+    assert [c.id for c in found.cite] == ["sana_sprint", "scm", "ladd"]
 
 
 def test_misaligned_data_is_the_noised_data_of_a_neighbour():
@@ -252,7 +259,7 @@ def test_misaligned_data_is_the_noised_data_of_a_neighbour():
     hinge = losses.discriminator_hinge(real, other)
     plain = sana_sprint(misaligned=False, **SPRINT)
     aligned = play(plain, phase="discriminator").values()["tell_apart"]
-    wanted = 0.5 * aligned + 0.25 * hinge
+    wanted = 0.5 * (aligned + hinge)
     exact.allclose(found.values()["tell_apart"], wanted, 1e-9)
 
 

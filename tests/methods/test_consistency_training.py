@@ -247,11 +247,13 @@ def test_an_embedded_scale_reaches_student_and_target():
         seen.append(cond)
         return base.apply(params, x, t, cond["cond"], s, **options)
 
-    told = dataclasses.replace(base, apply=apply)
+    told = dataclasses.replace(
+        base, apply=apply, capabilities=base.capabilities | {"guidance"}
+    )
     method = lcm(guidance=(3.0, 15.0), embed=True)
     found = play(method, student=told, target=told)
     found.values()
-    wanted = 3.0 + 12.0 * found.context().of("agree").uniform("guidance")
+    wanted = 3.0 + 12.0 * found.context().of("guidance").uniform("guidance")
     assert len(seen) == 2
     for cond in seen:
         np.testing.assert_array_equal(cond["guidance"], wanted)

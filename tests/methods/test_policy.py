@@ -10,7 +10,14 @@ import pytest
 from distilljax import networks, oracles, paths
 from distilljax.generation import student_sampler
 from distilljax.methods import pi_flow
-from distilljax.methods.policy import MixturePolicy, PolicyView, policy_of
+from distilljax.methods.policy import (
+    GridPolicy,
+    MixturePolicy,
+    PolicyView,
+    policy_of,
+    rollout,
+    velocity,
+)
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play, vanishes
@@ -45,7 +52,7 @@ def test_the_posterior_of_a_gaussian_is_its_field_everywhere(name):
         t = path.time_of_angle(share * path.angle(t_src))
         x = path.scale(t)[:, None] * exact.normal(1, B, 2)
         exact.allclose(policy.denoised(x, t), DATA.denoised(path)(x, t), 1e-9)
-    exact.allclose(policy.velocity(x, t), DATA.velocity(path)(x, t), 1e-9)
+    exact.allclose(velocity(policy, x, t), DATA.velocity(path)(x, t), 1e-9)
     # At the data the state is its own mean.
     zero = jnp.zeros(B)
     exact.allclose(policy.denoised(x, zero), x, 1e-9)
@@ -89,7 +96,7 @@ def test_a_rollout_of_the_exact_policy_follows_the_flow():
     policy, end = posterior(LINEAR, x, t), jnp.zeros(B)
     wanted = DATA.flow_map(LINEAR)(x, t, end)
     errors = [
-        float(jnp.abs(policy.rollout(x, t, end, n) - wanted).max()) for n in (64, 128)
+        float(jnp.abs(rollout(policy, x, t, end, n) - wanted).max()) for n in (64, 128)
     ]
     assert errors[1] < 1e-2
     assert 1.7 < errors[0] / errors[1] < 2.3
@@ -160,15 +167,86 @@ def test_pi_flow_asks_the_teacher_on_the_path_of_the_policy():
     ctx = found.context().of("imitate")
     cond, one = found.data["cond"], jnp.ones(16)
     noise = ctx.normal("eps")
-    policy = policy_of(found.context().nets.student, cond, noise, one)
+    policy = policy_of(found.context().nets.student, cond, noise, one, 0.0)
     at = 1.0 - ctx.uniform("student_way", (16, 1))[:, 0]
     x = noise
     for k in range(4):
         t, s = (1.0 - (1.0 - at) * i / 4 for i in (k, k + 1))
-        x = x + (s - t)[:, None] * policy.velocity(x, t)
+        x = x + (s - t)[:, None] * velocity(policy, x, t)
     v = found.context().nets.teacher.apply(x, at, cond)
-    wanted = 0.5 * jnp.mean((policy.velocity(x, at) - v) ** 2, -1)
+    wanted = 0.5 * jnp.mean((velocity(policy, x, at) - v) ** 2, -1)
     exact.allclose(found.values()["imitate"], wanted, 1e-6)
+
+
+def test_a_grid_policy_interpolates_its_estimates():
+    t_src, t_dst = jnp.full(B, 0.9), jnp.full(B, 0.3)
+    means, x = exact.normal(0, B, 3, 2), exact.normal(1, B, 2)
+    policy = GridPolicy(LINEAR, t_src, t_dst, means)
+    for t, wanted in (
+        (0.9, means[:, 2]),
+        (0.6, means[:, 1]),
+        (0.3, means[:, 0]),
+        (0.75, 0.5 * (means[:, 1] + means[:, 2])),
+        (0.95, means[:, 2]),
+        (0.1, means[:, 0]),
+    ):
+        exact.allclose(policy.denoised(x, jnp.full(B, t)), wanted, 1e-9)
+        exact.allclose(policy.denoised(x, t), wanted, 1e-9)
+    only = GridPolicy(LINEAR, t_src, t_dst, means[:, :1])
+    exact.allclose(only.denoised(x, 0.5), means[:, 0], 1e-9)
+    moved = jax.grad(lambda m: jnp.sum(policy._replace(means=m).denoised(x, 0.5)))
+    exact.allclose(jnp.sum(moved(means), 1), jnp.ones((B, 2)), 1e-9)
+    still = jax.grad(
+        lambda m: jnp.sum(
+            policy._replace(means=m).fixed(jnp.ones((B, 3), bool)).denoised(x, 0.5)
+        )
+    )
+    vanishes(still(means))
+
+
+def exact_grid(count, segments):
+    """A network whose estimates are the denoiser along the flow of `DATA`."""
+    net, flow = oracles.network(DATA, LINEAR), DATA.flow_map(LINEAR)
+
+    def emit(params, x, t, cond=None):
+        end = jnp.maximum(t - 1.0 / segments, 0.0)
+        predictions = []
+        for i in range(count):
+            at = end + (t - end) * i / (count - 1)
+            clean = DATA.denoised(LINEAR)(flow(x, t, at), at)
+            predictions.append((x - clean) / t[:, None])
+        return jnp.stack(predictions, 1), None, None
+
+    return dataclasses.replace(net, functions={"policy": emit})
+
+
+def test_pi_flow_on_a_fine_grid_rests_along_the_flow():
+    def value(count, data=DATA):
+        method = pi_flow(
+            policy="grid", steps=2, teacher_ratio=0.0, states=3, substeps=64
+        )
+        teacher = oracles.network(data, LINEAR)
+        found = play(method, policy=exact_grid(count, 2), teacher=teacher)
+        return float(jnp.mean(found.values()["imitate"]))
+
+    coarse, fine = value(3), value(33)
+    assert fine < 0.1 * coarse
+    assert value(33, oracles.Gaussian(0.0, 1.0)) > 10.0 * fine
+
+
+def test_a_grid_policy_samples_by_its_estimates_alone():
+    backbone = cases.networks()["backbone"]
+    net = networks.policy(backbone, cases.SHAPE, components=5, mixture=False)
+    params, eps = net.init(jax.random.key(0)), exact.normal(0, 4, 2)
+    assert set(params["policy"]) == {"predictions"}
+    method = pi_flow(policy="grid", sampling_substeps=4)
+    cond = jnp.arange(4) % 3
+    made = student_sampler(method, net, 1)(params, eps, cond, jax.random.key(0))
+    predictions = net.functions["policy"](params, eps, jnp.ones(4), cond)[0]
+    policy = GridPolicy(LINEAR, jnp.ones(4), jnp.zeros(4), eps[:, None] - predictions)
+    exact.allclose(made, rollout(policy, eps, 1.0, 0.0, 4), 1e-6)
+    with pytest.raises(ValueError, match="unknown policy 'grids'.*'grid'"):
+        pi_flow(policy="grids")
 
 
 def test_a_policy_network_is_its_backbone_with_a_mixture_around_it():

@@ -185,6 +185,39 @@ def test_the_weight_is_h_of_the_ratio_at_the_point_of_the_gap():
     assert float(jnp.std(weight)) > 1e-2
 
 
+@pytest.mark.parametrize("build", [dmd2, f_distill])
+def test_a_discriminator_on_the_teachers_features_leaves_the_fake_score_alone(build):
+    method = build(steps=(1,), features="teacher")
+    assert "taps" in method.roles["teacher"].needs
+    assert "taps" not in method.roles["fake_score"].needs
+    found = critic(method)
+    alone = critic(dmd2(steps=(1,), gan_weight=0))
+    same(found["fake_score"], alone["fake_score"])
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(found)) > 0
+    differ(critic(build(steps=(1,)))["fake_score"], alone["fake_score"])
+
+
+def test_the_ratio_may_be_read_from_the_teachers_features():
+    options = {"steps": (1,), "features": "teacher", "gan_weight": 3e-3}
+    same(
+        student(f_distill(divergence="rkl", **options)), student(dmd2(**options)), 1e-5
+    )
+    law, divergence = central(0.02), skew(0.3)
+    found = play(f_distill(divergence=divergence, bins=0, law=law, features="teacher"))
+    ctx = found.context()
+    own, x = ctx.of("match"), ctx.data["x"]
+    t = own.times("t", law)
+    x_t = LINEAR.noise(x, own.normal("eps", x), t)
+    taps = ctx.nets.teacher.denoised_and_taps(ctx.cond, x_t, t)[1]
+    logits = ctx.nets.discriminator.call("logits", taps, t, ctx.cond)
+    weight = divergence.h(jnp.clip(jnp.exp(logits), 0.1, 20.0))
+    plain = losses.regress(match_scores(ctx.of("match"), law, None, 1.0))
+    wanted = plain * weight / (jnp.mean(weight) + 1e-6)
+    exact.allclose(found.values()["match"], wanted, 1e-5)
+    with pytest.raises(ValueError, match="features must be 'fake_score' or 'teacher'"):
+        f_distill(features="encoder")
+
+
 def test_the_ratio_is_divided_by_its_running_mean_in_its_bin():
     law, bins, decay = Point(0.6), 4, 0.5
     method = f_distill(divergence="js", bins=bins, decay=decay, law=law)
@@ -255,8 +288,12 @@ def test_separate_times_stay_inside_the_step():
     assert float(jnp.mean(tau > t)) > 0.2
 
 
-def test_the_critic_of_tdm_rests_at_the_score_of_the_renoised_states():
-    """Exact though the noise of a state depends on its prediction."""
+@pytest.mark.parametrize("told", [False, True])
+def test_the_critic_of_tdm_rests_at_the_score_of_the_renoised_states(told):
+    """Exact though the noise of a state depends on its prediction.
+
+    Told the end of its step, a critic tells the steps apart where their times overlap.
+    """
     wrong_teacher = oracles.Gaussian(jnp.asarray([0.7, -0.3]), jnp.asarray([0.3, 1.2]))
     net = oracles.network(wrong_teacher, LINEAR)
     denoise = wrong_teacher.denoised(LINEAR)
@@ -271,10 +308,10 @@ def test_the_critic_of_tdm_rests_at_the_score_of_the_renoised_states():
     first = law_of(jnp.zeros(2), jnp.ones(2), 1.0, middle)
     second = law_of(*first, middle, 0.0)
 
-    def score(x, t):
-        """Denoiser of the states re-noised from ``first`` above the middle."""
+    def score(x, t, s):
+        """Denoiser of the states re-noised from ``first``, above the middle or told."""
         te = t[:, None]
-        high = te > middle
+        high = s[:, None] > 0.5 * middle if told else te > middle
         s = jnp.where(high, middle, 0.0)
         mean, variance = (jnp.where(high, a, b) for a, b in zip(first, second))
         ratio = (1 - te) / (1 - s)
@@ -282,17 +319,18 @@ def test_the_critic_of_tdm_rests_at_the_score_of_the_renoised_states():
         return (x - te**2 * (x - ratio * mean) / spread) / (1 - te)
 
     def largest(shift):
-        def apply(p, x, t, *_):
-            velocity = (x - score(x, t)) / t[:, None] + shift
+        def apply(p, x, t, cond=None, s=None):
+            velocity = (x - score(x, t, s)) / t[:, None] + shift
             return velocity + p["a"] * x + p["b"]
 
         tilted = dataclasses.replace(
             net,
             apply=apply,
             init=lambda key: {"a": jnp.zeros(2), "b": jnp.zeros(2)},
+            capabilities=net.capabilities | ({"second_time"} if told else set()),
         )
         grads = critic(
-            tdm(steps=(2,)),
+            tdm(steps=(2,), separate=not told, told_end=told),
             batch_size=8192,
             same=("fake_score",),
             student=net,

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from distilljax.evaluation import energy_distance
-from distilljax.generation import student_sampler
+from distilljax.generation import student_sampler, teacher_sampler
 from distilljax.method import batches
-from distilljax.methods import CATALOGUE
+from distilljax.methods import CATALOGUE, build
+from distilljax.networks import head, mlp, policy
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
 from distilljax.training.roles import make_setup, network_of
@@ -94,3 +95,80 @@ def test_a_method_makes_a_one_step_generator(pretrained, name):
     after = distance(method, nets, student, 1)
     print(f"{name}: {before:.4f} -> {after:.4f}")
     assert after < 0.5 * before, (name, before, after)
+
+
+# Options with parts of their own: name, options beside the case's, networks.
+OPTIONS = {
+    "adversarial ctm": (
+        "ctm",
+        {"gan_weight": 0.1, "gan_start": 100, "features": None},
+        {"discriminator": head(jnp.zeros((1, 2)), num_classes=cases.CLASSES, width=32)},
+    ),
+    "grid policy": (
+        "pi_flow",
+        {"policy": "grid"},
+        {
+            "policy": policy(
+                cases.networks()["backbone"], cases.SHAPE, mixture=False, spread=0.0
+            )
+        },
+    ),
+    "told trajectory matching": ("tdm", {"told_end": True, "separate": False}, {}),
+    "f-distill on the teacher": ("f_distill", {"features": "teacher"}, {}),
+    "patches": (
+        "sana_sprint",
+        {},
+        {
+            "discriminator": head(
+                (jnp.zeros((1, 32)),) * 2,
+                kind="patches",
+                product=True,
+                num_classes=cases.CLASSES,
+                width=32,
+            )
+        },
+    ),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_an_option_makes_a_one_step_generator(pretrained, name):
+    _, teacher = pretrained
+    base, options, changed = OPTIONS[name]
+    nets, case = cases.networks(**changed), cases.CASES[base]
+    method = build(base, **{**case.options, **options})
+    given = {**cases.params(nets, method), "teacher": teacher}
+    student = train(method, nets, given, case.cycles, case.lr)
+    before = distance(cases.method("flow_matching"), nets, teacher, 1)
+    after = distance(method, nets, student, 1)
+    print(f"{name}: {before:.4f} -> {after:.4f}")
+    assert after < 0.5 * before, (name, before, after)
+
+
+@pytest.mark.full
+def test_a_student_follows_the_scale_that_it_is_told():
+    sizes = {"width": 32, "hidden": 32, "blocks": 2, "embedding": 16}
+    plain = mlp(cases.SHAPE, num_classes=cases.CLASSES, **sizes)
+    aware = mlp(
+        cases.SHAPE, num_classes=cases.CLASSES, guidance=(0.1, 1000.0, 16), **sizes
+    )
+    nets = {"backbone": plain, "student": aware, "target": aware}
+    teacher = train(
+        cases.method("flow_matching"), nets | {"student": plain}, {}, 1500, 3e-3
+    )
+    method = build("lcm", segments=12, guidance=(1.0, 4.0), embed=True)
+    student = train(method, nets, {"teacher": teacher}, 600, 2e-3)
+    eps = jax.random.normal(jax.random.key(1), (POINTS, 2))
+    rest = jnp.arange(POINTS) % cases.CLASSES, jax.random.key(0)
+    for near, far in ((1.0, 4.0), (4.0, 1.0)):
+        wanted = jax.jit(teacher_sampler(plain, 64, guidance=near))(teacher, eps, *rest)
+        errors = [
+            float(jnp.sqrt(jnp.mean((run(student, eps, *rest) - wanted) ** 2)))
+            for run in (
+                jax.jit(student_sampler(method, aware, 1, guidance=w))
+                for w in (near, far)
+            )
+        ]
+        print(f"teacher at {near}: told it {errors[0]:.3f}, told {far} {errors[1]:.3f}")
+        assert errors[0] < 0.9 * errors[1]

@@ -1,45 +1,28 @@
-"""CTM, progressive distillation and reflow: formulas, points of rest, rounds."""
+"""Progressive distillation and reflow: formulas, points of rest, rounds."""
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from distilljax import oracles, paths
 from distilljax.method import batches
-from distilljax.methods import ctm, progressive, reflow, trajectories
+from distilljax.methods import progressive, reflow
 from distilljax.predictions import recompose
 from distilljax.solvers import Euler
-from distilljax.times import EvenGrid, LogNormal, Point, Uniform
+from distilljax.times import Point, Uniform
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
 from distilljax.training.roles import make_setup
 from distilljax.training.state import create_frozen, create_state
 from tests import exact, toy
 from tests.methods import cases
-from tests.methods.played import play
+from tests.methods.played import ExactStep, play
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 LINEAR = paths.linear()
-EVEN = {"grid": EvenGrid(), "dsm_weight": 0.0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Jump:
-    """The exact flow map of a Gaussian as a solver of the teacher's steps."""
-
-    order = 1
-    kind = "velocity"
-    noisy = False
-
-    def evaluations(self, steps):
-        return steps
-
-    def step(self, ode, at):
-        return exact.gaussian().flow_map(ode.path)(at.x, at.t, at.s), at.last
 
 
 def bound(found, role):
@@ -48,110 +31,6 @@ def bound(found, role):
 
 def half_mean_square(x):
     return 0.5 * jnp.mean(x**2, -1)
-
-
-@pytest.mark.parametrize("path", [LINEAR, paths.trigflow(0.5)])
-def test_ctm_rests_on_the_exact_map(path):
-    oracle = exact.gaussian()
-    jumper = oracles.network(oracle, path, two_time=True)
-    nets = {"teacher": oracles.network(oracle, path), "target": jumper}
-
-    def largest(solver, student=jumper):
-        method = ctm(segments=5, solver=solver, path=path, **EVEN)
-        return float(play(method, student=student, **nets).values()["agree"].max())
-
-    # Squares of the rounding of times, which are float32 numbers.
-    assert largest(Jump()) < 1e-14
-    assert largest(Euler()) > 1e-8
-    wrong = oracles.network(oracles.Gaussian(0.0, 1.0), path, two_time=True)
-    assert largest(Jump(), wrong) > 1e-3
-
-
-def test_ctm_on_one_segment_regresses_the_end_of_the_teacher():
-    found = play(ctm(segments=1, solver=Euler(), **EVEN))
-    cond = found.data["cond"]
-    noise = found.context().of("agree").normal("eps")
-    one = jnp.ones(16)
-    end = noise - bound(found, "teacher").apply(noise, one, cond)
-    # The student sees the times of the grid, which are float32 numbers.
-    one = one.astype(jnp.float32)
-    made = noise - bound(found, "student").apply(noise, one, cond, 0.0 * one)
-    exact.allclose(found.values()["agree"], half_mean_square(made - end), 1e-10)
-
-
-def test_the_two_ends_of_ctm():
-    """Estimate ``f^-(f(x_t, t, s), s, 0)``; the outer map passes the gradient."""
-    found = play(ctm(segments=3, solver=Euler(), **EVEN), batch_size=64)
-    ctx = found.context().of("agree")
-    hops = trajectories._hops(ctx, 3)
-    first = trajectories._uniform_index(ctx, "first", 0, 3 - hops)
-    last = trajectories._uniform_index(ctx, "last", first + hops, 3)
-    assert int(first.min()) == 0
-    assert int(last.max()) == 3
-    assert bool(jnp.all(last >= first + hops))
-    cond, teacher = found.data["cond"], bound(found, "teacher")
-    t, s = 1.0 - first / 3.0, 1.0 - last / 3.0
-    x_t = x = LINEAR.noise(found.data["x0"], ctx.normal("eps"), t)
-    for k in range(int(hops)):
-        x = x - teacher.apply(x, t - k / 3.0, cond) / 3.0
-    u = t - hops / 3.0
-    student, outer = bound(found, "student"), bound(found, "target").flow_map(cond)
-
-    def loss(params):
-        f = dataclasses.replace(student, params=params).flow_map(cond)
-        target = outer(student.flow_map(cond)(x, u, s), s, 0.0)
-        return jnp.mean(half_mean_square(outer(f(x_t, t, s), s, 0.0) - target))
-
-    value, grads = jax.value_and_grad(loss)(student.params)
-    # Times of the grid are float32 numbers.
-    exact.allclose(jnp.mean(found.values()["agree"]), value, 1e-5)
-    for a, b in zip(
-        jax.tree.leaves(found.gradients()["student"]), jax.tree.leaves(grads)
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_the_denoising_term_of_ctm_has_the_weight_of_edm():
-    path, law = paths.edm(), LogNormal(-1.2, 1.2)
-    net = toy.mlp(path=path, prediction="x0", second_time=True, num_classes=3)
-    method = ctm(segments=3, balance=False, dsm_law=law)
-    found = play(method, backbone=net)
-    ctx = found.context().of("denoise")
-    t, x0 = ctx.times("t", law, path), found.data["x0"]
-    x_t = x0 + t[:, None] * ctx.normal("eps", x0)
-    denoised = bound(found, "student").denoiser(found.data["cond"])(x_t, t)
-    sd = path.sigma_d
-    weight = (t**2 + sd**2) / (t * sd) ** 2
-    wanted = weight * half_mean_square(denoised - x0)
-    exact.allclose(found.values()["denoise"], wanted, 1e-6)
-
-
-def test_balanced_terms_have_gradients_of_one_length():
-    rule = trajectories.Balanced("agree", scale=0.5)
-    lead, other = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([0.0, 100.0])}
-    total = rule({"agree": lead, "denoise": other}, jnp.zeros(()))
-    exact.allclose(total["w"], jnp.array([3.0, 4.0 + 2.5]), 1e-5)
-    small = {"w": jnp.array([0.0, 1e-9])}
-    capped = trajectories.Balanced("agree", limit=10.0)
-    total = capped({"agree": lead, "denoise": small}, jnp.zeros(()))
-    exact.allclose(total["w"], lead["w"] + 10.0 * small["w"])
-
-
-def test_ctm_adds_its_balanced_gradients():
-    method = ctm(segments=3, grid=EvenGrid(), dsm_weight=0.25)
-    by_term = play(method).gradients()
-    total = method.phases[0].merge(by_term, 0)["student"]
-    alone = play(ctm(segments=3, **EVEN)).gradients()["student"]
-    rest = jax.tree.map(jnp.subtract, total, alone)
-    along = by_term["denoise"]["student"]
-    sizes = [
-        float(jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(tree))))
-        for tree in (rest, alone, along)
-    ]
-    assert sizes[0] == pytest.approx(0.25 * sizes[1], rel=2e-3)
-    # The balance changes the length of the second gradient, not where it points.
-    for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(along)):
-        np.testing.assert_allclose(a / sizes[0], b / sizes[2], atol=1e-6)
 
 
 def step_of(found, count, path):
@@ -293,7 +172,7 @@ def test_the_exact_pairs_of_a_gaussian_have_a_velocity_of_their_own(path):
 
     teacher = oracles.network(oracle, path)
     straight = dataclasses.replace(teacher, apply=apply)
-    method = reflow(substeps=1, solver=Jump(), path=path)
+    method = reflow(substeps=1, solver=ExactStep(), path=path)
     rest = play(method, student=straight, teacher=teacher).values()["straighten"]
     assert float(rest.max()) < 1e-12
     curved = play(method, student=teacher, teacher=teacher).values()["straighten"]
