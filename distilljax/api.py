@@ -240,8 +240,8 @@ def sample(
         params = (fitted.params, first.params)
     elif teacher_steps != 1 or teacher_nfe is not None or teacher_guidance != 1:
         raise ValueError(
-            "teacher_steps, teacher_nfe and teacher_guidance are those of a teacher that takes "
-            "the first steps: pass teacher="
+            "teacher_steps, teacher_nfe and teacher_guidance are those of a teacher "
+            "that takes the first steps: pass teacher="
         )
     if labels is None and fitted.num_classes is not None:
         if count is None:

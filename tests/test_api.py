@@ -99,7 +99,7 @@ def test_a_teacher_may_take_the_first_steps(teacher, student):
     )
     for options, message in (
         ({"teacher_steps": 2}, "pass teacher="),
-        ({"guidance": 2.0}, "pass teacher="),
+        ({"teacher_guidance": 2.0}, "pass teacher="),
         ({"teacher": teacher, "teacher_steps": 3}, "of 3 steps it was given 3"),
         ({"teacher": teacher, "teacher_nfe": 3}, "cannot be spent by Heun"),
         ({"teacher": other}, "num_classes of the student is 3, of the teacher None"),
