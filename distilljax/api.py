@@ -39,6 +39,7 @@ class Fitted:
       params: the student's parameters (the evaluation EMA where one is kept).
       sample_shape: shape of one sample.
       num_classes: labels are ``0 .. num_classes - 1``; None without labels.
+      conditional: whether it was trained with conditions that are no labels.
       result: how training went; None for a run read from its folder.
       folder: run folder, or None.
     """
@@ -48,6 +49,7 @@ class Fitted:
     params: Any
     sample_shape: tuple[int, ...]
     num_classes: int | None = None
+    conditional: bool = False
     result: TrainResult | None = None
     folder: pathlib.Path | None = None
 
@@ -79,7 +81,8 @@ def fit(
         found there is continued. None keeps nothing.
       card: what else determines the run, as JSON values; kept in ``config.json``.
       hooks: see `training.loop.Hooks`; by default sample grids every
-        ``sample_every`` cycles, for image sources with a folder.
+        ``sample_every`` cycles, for image sources with a folder whose students need
+        nothing but noise and labels.
       progress: whether to show a bar.
 
     Returns:
@@ -106,9 +109,11 @@ def fit(
             )
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else pathlib.Path(folder)
+    conditional = _conditional(source)
     if hooks is None:
         hooks = Hooks()
-        if where is not None and settings.sample_every and len(shape) == 3:
+        free = not conditional and method.sampling.start is None
+        if where is not None and settings.sample_every and len(shape) == 3 and free:
             hooks = Hooks(sample=_grid_hook(method, network, shape, classes, where))
     result = train(
         method,
@@ -122,9 +127,24 @@ def fit(
         progress=progress,
     )
     if where is not None:
-        for name in method.trained:
+        # The sampled role may be derived, from adapters and their base.
+        for name in dict.fromkeys((*method.trained, role)):
             save_params(where / "params" / f"{name}.npz", result.params(name))
-    return Fitted(method, network, result.params(role), shape, classes, result, where)
+    return Fitted(
+        method,
+        network,
+        result.params(role),
+        shape,
+        classes,
+        conditional,
+        result,
+        where,
+    )
+
+
+def _conditional(source: Any) -> bool:
+    fields = getattr(source, "fields", ())
+    return source.num_classes is None and "cond" in fields
 
 
 def _grid_hook(
@@ -178,6 +198,7 @@ def load(folder: str | os.PathLike) -> Fitted:
         load_params(folder / "params" / f"{role}.npz"),
         tuple(found.source.sample_shape),
         found.source.num_classes,
+        _conditional(found.source),
         None,
         folder,
     )
@@ -189,6 +210,8 @@ def sample(
     steps: int = 1,
     count: int | None = None,
     labels: Any = None,
+    cond: Any = None,
+    start: Any = None,
     seed: int = 0,
     batch_size: int = 512,
     out: str | os.PathLike | None = None,
@@ -199,9 +222,13 @@ def sample(
     Args:
       student: what `fit` returned, or the folder of a finished run.
       steps: network evaluations per sample, at least 1.
-      count: number of samples; default one per label. Without labels, a class-
-        conditional student gets every class in turn.
+      count: number of samples; default one per label, condition or start. Without
+        labels, a class-conditional student gets every class in turn.
       labels: one class label per sample.
+      cond: conditions of another kind, one per sample, as the field ``cond`` of the
+        student's source holds them.
+      start: what samples start from in place of noise, one per sample, for methods that
+        say so (`Sampling.start`).
       seed: of noise and re-noising.
       batch_size: samples per program call.
       out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
@@ -210,10 +237,15 @@ def sample(
 
     Returns:
       Samples ``[count, *sample_shape]``, float32, not clipped.
+
+    Raises:
+      ValueError: if conditions or starts are missing, or given to a student that takes
+        none, and on lengths or labels that do not fit.
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
+    _check_inputs(fitted, cond, start)
     if labels is None and fitted.num_classes is not None:
         if count is None:
             count = 10 * fitted.num_classes
@@ -224,6 +256,8 @@ def sample(
         sample_shape=fitted.sample_shape,
         count=count,
         labels=labels,
+        cond=cond,
+        start=start,
         seed=seed,
         batch_size=batch_size,
         num_classes=fitted.num_classes,
@@ -234,6 +268,30 @@ def sample(
     if out is not None:
         save_samples(out, x, labels)
     return x
+
+
+def _check_inputs(fitted: Fitted, cond: Any, start: Any) -> None:
+    name, field = fitted.method.name, fitted.method.sampling.start
+    if fitted.conditional and cond is None:
+        raise ValueError(
+            f"this student ({name}) was trained with conditions that are no labels: "
+            "pass cond= (--data=FILE.npz on the command line), a row for each sample, "
+            "as the field 'cond' of its source"
+        )
+    if not fitted.conditional and cond is not None:
+        raise ValueError(
+            f"this student ({name}) takes "
+            + ("no condition" if fitted.num_classes is None else "labels=")
+            + ", got cond="
+        )
+    if field is not None and start is None:
+        raise ValueError(
+            f"this student ({name}) starts from the field {field!r} of its source and "
+            "not from noise: pass start= (--data=FILE.npz on the command line), a row "
+            "for each sample"
+        )
+    if field is None and start is not None:
+        raise ValueError(f"this student ({name}) starts from noise, got start=")
 
 
 def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:

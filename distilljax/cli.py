@@ -6,6 +6,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from distilljax._version import __version__
 from distilljax.errors import unknown
@@ -67,6 +68,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--steps", type=int, default=1, help="network evaluations")
     sample.add_argument("--count", type=int, help="number of samples")
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
+    sample.add_argument(
+        "--data", help=".npz with conditions 'cond', and what samples start from"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
     sample.add_argument(
@@ -211,17 +215,32 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
             ) from None
     name = f"steps{options.steps}_seed{options.seed}.npz"
     out = pathlib.Path(options.out or pathlib.Path(options.run) / "samples" / name)
+    fitted = api.load(options.run)
+    field = fitted.method.sampling.start
+    given = _fields(options.data, [name for name in ("cond", field) if name])
     x = api.sample(
-        options.run,
+        fitted,
         steps=options.steps,
         count=options.count,
         labels=labels,
+        cond=given.get("cond"),
+        start=None if field is None else given.get(field),
         seed=options.seed,
         batch_size=options.batch_size,
         out=out,
     )
     print(f"{len(x)} samples in {out}")
     return 0
+
+
+def _fields(path: str | None, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the fields that a file has; none without a file."""
+    import numpy as np
+
+    if path is None:
+        return {}
+    with np.load(path) as found:
+        return {name: found[name] for name in names if name in found}
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:

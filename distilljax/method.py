@@ -139,6 +139,7 @@ class Sampling:
       role: the role that is sampled.
       view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
         network is no flow map by itself; default `Bound.flow_map`.
+      start: batch field that samples start from in place of noise.
     """
 
     grid: Grid = EvenGrid()
@@ -148,6 +149,7 @@ class Sampling:
     boundary: float = 0.0
     role: str = "student"
     view: Callable[[Bound, Any, Any], FlowMap] | None = None
+    start: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,17 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("generation", "specs", "cards", "ahead", "api", "quickstart", "cli", "__main__"),
+    (
+        "generation",
+        "specs",
+        "cards",
+        "ahead",
+        "api",
+        "judge",
+        "quickstart",
+        "cli",
+        "__main__",
+    ),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.

@@ -1,5 +1,6 @@
 """Sources of samples and the pipeline that batches them."""
 
+from distilljax.data.degraded import degraded_digits
 from distilljax.data.files import npz
 from distilljax.data.labels import interleaved_labels, label_counts
 from distilljax.data.pipeline import batches
@@ -19,6 +20,7 @@ __all__ = [
     "Source",
     "arrays",
     "batches",
+    "degraded_digits",
     "digits",
     "interleaved_labels",
     "label_counts",

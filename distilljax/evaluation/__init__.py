@@ -5,6 +5,7 @@ by the functions that need them.
 """
 
 from distilljax.evaluation.classifier import Classifier, PixelClassifier
+from distilljax.evaluation.fidelity import psnr
 from distilljax.evaluation.figure import report_figure
 from distilljax.evaluation.files import write_atomic
 from distilljax.evaluation.machine import hardware, versions
@@ -38,6 +39,7 @@ __all__ = [
     "mmd",
     "nearest_distance",
     "precision_recall",
+    "psnr",
     "report_figure",
     "save_png",
     "summarise",
