@@ -25,7 +25,7 @@ from benchmarks.workload import CARDS, SMALL
 from distilljax import api, cards, evaluation, generation
 from distilljax.data import degraded_digits
 from distilljax.errors import unknown
-from distilljax.judge import STEPS, TEACHER_NFE, Judge, RestorationJudge
+from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
 from distilljax.training.checkpoints import differing
 from distilljax.training.cost import run_evaluations
 
@@ -99,11 +99,12 @@ class Job:
     def judge(self, name: str, source: Any) -> Judge | RestorationJudge:
         """The one judge of all cards of a kind."""
         restores = name in RESTORING
+        seeds = SEEDS[:1] if self.tiny else SEEDS
         if restores not in self._judges:
             self._judges[restores] = (
-                RestorationJudge.of(source, degraded_digits("test"))
+                RestorationJudge.of(source, degraded_digits("test"), seeds)
                 if restores
-                else Judge.of(source)
+                else Judge.of(source, seeds)
             )
         return self._judges[restores]
 
