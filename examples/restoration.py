@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import pathlib
 
 import jax
@@ -20,8 +21,15 @@ from matplotlib.figure import Figure
 from distilljax import api, generation
 from distilljax.data import degraded_digits
 from distilljax.judge import TEACHER_NFE, RestorationJudge
+from distilljax.solvers import Euler
 
 SHOWN = 12
+PICTURED = (
+    "bicubic",
+    f"teacher, {TEACHER_NFE} evaluations",
+    "student, 1 evaluation",
+    "sharp",
+)
 
 
 def restorations(
@@ -31,21 +39,15 @@ def restorations(
     sharp = judge.data["x0"]
     bicubic = jax.image.resize(judge.data["cond"], sharp.shape, "cubic")
     slow = generation.teacher_sampler(teacher.network, TEACHER_NFE)
+    euler = generation.teacher_sampler(teacher.network, 1, solver=Euler())
     fast = generation.student_sampler(student.method, student.network, 1)
     return {
         "nearest": [judge.data["degraded"]],
         "bicubic": [np.clip(np.asarray(bicubic), -1.0, 1.0)],
         f"teacher, {TEACHER_NFE} evaluations": judge.draw(teacher, slow),
-        "student untrained, 1 evaluation": judge.draw(
-            # The base alone, from the degraded image.
-            api.Fitted(
-                student.method,
-                student.network,
-                teacher.params,
-                student.sample_shape,
-                conditional=True,
-            ),
-            fast,
+        "teacher, 1 evaluation": judge.draw(teacher, euler),
+        "student before training": judge.draw(
+            dataclasses.replace(student, params=teacher.params), fast
         ),
         "student, 1 evaluation": judge.draw(student, fast),
         "sharp": [sharp],
@@ -63,7 +65,7 @@ def picture(path: pathlib.Path, rows: dict[str, np.ndarray]) -> None:
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.subplots_adjust(0.2, 0.02, 0.99, 0.98, 0.06, 0.06)
+    figure.subplots_adjust(0.19, 0.02, 0.99, 0.98, 0.06, 0.06)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -87,9 +89,9 @@ def main() -> None:
             f"{name:<34}{values['psnr']:>8.2f}{values['frechet']:>10.3f}"
             f"{values['accuracy']:>10.3f}"
         )
-    del found["nearest"], found["student untrained, 1 evaluation"]
-    rows = {name: images[0][:SHOWN] for name, images in found.items()}
-    picture(given.out, {"low resolution": judge.data["cond"][:SHOWN], **rows})
+    rows = {"low resolution": judge.data["cond"][:SHOWN]}
+    rows |= {name: found[name][0][:SHOWN] for name in PICTURED}
+    picture(given.out, rows)
     print(f"picture: {given.out}")
 
 

@@ -19,7 +19,7 @@ def get_config():
         source="degraded_digits",
         network={"image_channels": 1},
         lora={"roles": ("student", "fake_score"), "rank": 16},
-        cycles=1000,
+        cycles=600,
         batch_size=128,
         student_lora={
             "optimizer": "adamw",
