@@ -2,14 +2,14 @@
 
     distilljax train --config=configs/digits/tsd_sr.py --teacher=runs/digits/restoration
 
-The teacher is a run of configs/digits/restoration_teacher.py. Student and fake score are
-its frozen network plus low-rank adapters. The student starts from the degraded image,
-enlarged, in place of noise; ``python examples/restoration.py`` judges and draws.
+The teacher is a run of configs/digits/restoration_teacher.py. Student and fake score
+are its frozen network plus low-rank adapters. The student starts from the degraded
+image, enlarged, in place of noise; ``python examples/restoration.py`` judges and draws.
 Hardware: 2 CPU cores. Cost: 600 cycles of 128, 66 and 90 s on 2 shared cores.
 Expected: on held-out digits at 1 step 20.2 dB, Frechet distance to the sharp ones 1.01
-and 1.02 times that of the teacher's 50 evaluations (two seeds) and 95.5 % of the classes
-recognised. Before training the network from the degraded image has 18.4 dB and twice the
-distance; one Euler step of the teacher from noise 20.2 dB and 1.16 times.
+and 1.02 times that of the teacher's 50 evaluations (two seeds) and 95.5 % of the
+classes recognised. Before training the network from the degraded image has 18.4 dB and
+twice the distance; one Euler step of the teacher from noise 20.2 dB and 1.16 times.
 Reproduces: no paper's row.
 """
 
