@@ -39,6 +39,7 @@ class Fitted:
       params: the student's parameters (the evaluation EMA where one is kept).
       sample_shape: shape of one sample.
       num_classes: labels are ``0 .. num_classes - 1``; None without labels.
+      conditional: whether it was trained with conditions that are no labels.
       result: how training went; None for a run read from its folder.
       folder: run folder, or None.
     """
@@ -48,6 +49,7 @@ class Fitted:
     params: Any
     sample_shape: tuple[int, ...]
     num_classes: int | None = None
+    conditional: bool = False
     result: TrainResult | None = None
     folder: epath.Path | None = None
 
@@ -80,7 +82,8 @@ def fit(
         found there is continued. None keeps nothing.
       card: what else determines the run, as JSON values; kept in ``config.json``.
       hooks: see `training.loop.Hooks`; by default sample grids every
-        ``sample_every`` cycles, for image sources with a folder.
+        ``sample_every`` cycles, for image sources with a folder whose students need
+        nothing but noise and labels.
       progress: whether to show a bar.
       profile: first and last cycle of a profiler trace; see `training.train`.
 
@@ -108,9 +111,11 @@ def fit(
             )
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else epath.Path(folder)
+    conditional = _conditional(source)
     if hooks is None:
         hooks = Hooks()
-        if where is not None and settings.sample_every and len(shape) == 3:
+        free = not conditional and method.sampling.start is None
+        if where is not None and settings.sample_every and len(shape) == 3 and free:
             hooks = Hooks(sample=_grid_hook(method, network, shape, classes, where))
     result = train(
         method,
@@ -125,9 +130,24 @@ def fit(
         profile=profile,
     )
     if where is not None and jax.process_index() == 0:
-        for name in method.trained:
+        # The sampled role may be derived, from adapters and their base.
+        for name in dict.fromkeys((*method.trained, role)):
             save_params(where / "params" / f"{name}.npz", result.params(name))
-    return Fitted(method, network, result.params(role), shape, classes, result, where)
+    return Fitted(
+        method,
+        network,
+        result.params(role),
+        shape,
+        classes,
+        conditional,
+        result,
+        where,
+    )
+
+
+def _conditional(source: Any) -> bool:
+    fields = getattr(source, "fields", ())
+    return source.num_classes is None and "cond" in fields
 
 
 def _grid_hook(
@@ -185,6 +205,7 @@ def load(folder: str | os.PathLike) -> Fitted:
         load_params(folder / "params" / f"{role}.npz"),
         tuple(found.source.sample_shape),
         found.source.num_classes,
+        _conditional(found.source),
         None,
         folder,
     )
@@ -196,6 +217,8 @@ def sample(
     steps: int = 1,
     count: int | None = None,
     labels: Any = None,
+    cond: Any = None,
+    start: Any = None,
     guidance: float | None = None,
     seed: int = 0,
     batch_size: int = 512,
@@ -211,9 +234,13 @@ def sample(
     Args:
       student: what `fit` returned, or the folder of a finished run.
       steps: steps of the grid, at least 1; each is one network evaluation.
-      count: number of samples; default one per label. Without labels, a class-
-        conditional student gets every class in turn.
+      count: number of samples; default one per label, condition or start. Without
+        labels, a class-conditional student gets every class in turn.
       labels: one class label per sample.
+      cond: conditions of another kind, one per sample, as the field ``cond`` of the
+        student's source holds them.
+      start: what samples start from in place of noise, one per sample, for methods that
+        say so (`Sampling.start`).
       guidance: scale that a student is told which was trained for several (``embed``);
         default the middle of those.
       seed: of noise and re-noising.
@@ -229,10 +256,15 @@ def sample(
 
     Returns:
       Samples ``[count, *sample_shape]``, float32, not clipped.
+
+    Raises:
+      ValueError: if conditions or starts are missing, or given to a student that takes
+        none, and on lengths or labels that do not fit.
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
+    _check_inputs(fitted, cond, start)
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)
@@ -255,6 +287,8 @@ def sample(
         sample_shape=fitted.sample_shape,
         count=count,
         labels=labels,
+        cond=cond,
+        start=start,
         seed=seed,
         batch_size=batch_size,
         num_classes=fitted.num_classes,
@@ -300,6 +334,30 @@ def spent(steps: int, lead: generation.Lead | None = None) -> str:
         f"NFE {lead.evaluations + ours} (teacher {lead.evaluations}, student {ours}"
         f"{f', guidance {lead.guidance:g}' if lead.guidance != 1 else ''})"
     )
+
+
+def _check_inputs(fitted: Fitted, cond: Any, start: Any) -> None:
+    name, field = fitted.method.name, fitted.method.sampling.start
+    if fitted.conditional and cond is None:
+        raise ValueError(
+            f"this student ({name}) was trained with conditions that are no labels: "
+            "pass cond= (--data=FILE.npz on the command line), a row for each sample, "
+            "as the field 'cond' of its source"
+        )
+    if not fitted.conditional and cond is not None:
+        raise ValueError(
+            f"this student ({name}) takes "
+            + ("no condition" if fitted.num_classes is None else "labels=")
+            + ", got cond="
+        )
+    if field is not None and start is None:
+        raise ValueError(
+            f"this student ({name}) starts from the field {field!r} of its source and "
+            "not from noise: pass start= (--data=FILE.npz on the command line), a row "
+            "for each sample"
+        )
+    if field is None and start is not None:
+        raise ValueError(f"this student ({name}) starts from noise, got start=")
 
 
 def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:

@@ -6,6 +6,7 @@ A card is an `ml_collections.ConfigDict` of plain values:
     source     name and arguments of a data source
     networks   key -> name and arguments of a network builder
     teacher    run folder of the teacher, for methods that distil one
+    lora       optional: roles that become adapters on a frozen base, rank, scale
     cycles, batch_size, seed, mesh, ...   fields of `training.TrainConfig`
     student, fake_score, ...              settings of the trained roles
 
@@ -28,6 +29,7 @@ from distilljax import methods, networks, specs
 from distilljax.binding import Network
 from distilljax.data import (
     array_records,
+    degraded,
     files,
     images,
     planar,
@@ -44,6 +46,7 @@ SOURCES = {
     "conditions": without_data.conditions,
     "curves": planar.curves,
     "digits": sources.digits,
+    "degraded_digits": degraded.degraded_digits,
     "image_folder": images.image_folder,
     "labels": without_data.labels,
     "mixture": planar.mixture,
@@ -61,7 +64,59 @@ BUILDERS = {
     "policy": networks.policy,
 }
 FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
-_OWN = ("method", "source", "networks", "teacher")
+_OWN = ("method", "source", "networks", "teacher", "lora")
+
+
+class Adapters(NamedTuple):
+    """The section ``lora`` of a card: adapters in place of whole networks.
+
+    Attributes:
+      roles: trained roles that become the base plus an adapter; their sections are
+        called ``<role>_lora``.
+      base: role whose parameters they share, frozen.
+      rank: of the products.
+      match: regular expression of the kernels that are adapted.
+      scale: factor of the products.
+    """
+
+    roles: tuple[str, ...] = ("student",)
+    base: str = "teacher"
+    rank: int = 8
+    match: str = "kernel$"
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> Adapters:
+        """Reads a section.
+
+        Raises:
+          ValueError: on an unknown key.
+        """
+        for key in section:
+            if key not in cls._fields:
+                raise ValueError(unknown("argument of lora", key, cls._fields))
+        return cls(**section)
+
+    def method(self, method: Method) -> Method:
+        """See `networks.with_lora`."""
+        return networks.with_lora(
+            method, tuple(self.roles), base=self.base, scale=self.scale
+        )
+
+    def network(self, built: Mapping[str, Network]) -> Network:
+        """The adapters of the backbone, see `networks.lora`.
+
+        Raises:
+          ValueError: if an adapted role has a network of its own, which the base's
+            parameters do not fit.
+        """
+        for role in (*self.roles, self.base):
+            if role in built:
+                raise ValueError(
+                    f"lora adapts the backbone's parameters, and role {role!r} has a "
+                    f"network of its own; take networks.{role} or the role out"
+                )
+        return networks.lora(built["backbone"], rank=self.rank, match=self.match)
 
 
 class Experiment(NamedTuple):
@@ -91,6 +146,7 @@ def card(
     source: Mapping[str, Any],
     networks: Mapping[str, Mapping[str, Any]],
     teacher: str | None = None,
+    lora: Mapping[str, Any] | None = None,
     **train: Any,
 ) -> ConfigDict:
     """Builds a card with every default filled in.
@@ -101,14 +157,24 @@ def card(
       source: ``name`` and arguments.
       networks: key -> ``name`` and arguments.
       teacher: run folder of the teacher.
+      lora: values of `Adapters`, for adapters in place of whole networks.
       **train: fields of `TrainConfig`; role names hold their sections, ``default`` what
-        they share.
+        they share. The sections of adapted roles are called ``<role>_lora``.
 
     Returns:
       The card, locked.
+
+    Raises:
+      ValueError: on an unknown method, option, key, or section of a role that is not
+        trained.
     """
     built = methods.build(method, **specs.resolve(dict(options or {})))
+    if lora is not None:
+        built = Adapters.of(lora).method(built)
     settings = TrainConfig.of(dict(train), roles=built.roles)
+    for role in settings.roles:
+        if role not in built.trained:
+            raise ValueError(unknown("trained role", role, built.trained))
     plain = settings.to_dict()
     del plain["roles"]
     for role in built.trained:
@@ -121,6 +187,7 @@ def card(
             "source": _filled(source, SOURCES),
             "networks": {key: _filled(net, BUILDERS) for key, net in networks.items()},
             "teacher": teacher or "",
+            **({} if lora is None else {"lora": _complete(lora, Adapters)}),
             **plain,
         },
         convert_dict=True,
@@ -135,6 +202,7 @@ def digits_card(
     options: Mapping[str, Any] | None = None,
     *,
     source: str | Mapping[str, Any] = "digits",
+    network: Mapping[str, Any] | None = None,
     second_time: bool = False,
     **train: Any,
 ) -> ConfigDict:
@@ -144,10 +212,11 @@ def digits_card(
       method: registry id.
       options: options of its factory.
       source: another source of digits, a name or a section.
+      network: arguments of the network.
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
-    built = _players(method, options, {"name": "mlp"}, second_time)
+    built = _players(method, options, {"name": "mlp", **(network or {})}, second_time)
     settings = {
         "log_every": 20,
         "checkpoint": {"every": 500, "keep": 2},
@@ -288,8 +357,15 @@ def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]
     name = str(spec.get("name"))
     if name not in known:
         return dict(spec)
-    out: dict[str, Any] = {"name": name}
-    for key, parameter in inspect.signature(known[name]).parameters.items():
+    return _complete(spec, known[name], {"name": name})
+
+
+def _complete(
+    spec: Mapping[str, Any], builder: Any, start: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A section with the defaults of what reads it."""
+    out: dict[str, Any] = dict(start or {})
+    for key, parameter in inspect.signature(builder).parameters.items():
         default = parameter.default
         if key in spec:
             out[key] = spec[key]
@@ -330,12 +406,17 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
             raise ValueError(f"a card needs {key!r}; it has {sorted(plain)}")
     options = dict(plain["method"])
     method = methods.build(options.pop("name"), **specs.resolve(options))
+    adapters = Adapters.of(plain["lora"]) if plain.get("lora") else None
+    if adapters is not None:
+        method = adapters.method(method)
     if source is None:
         source = _make("source", plain["source"], SOURCES)
     built: dict[str, Network] = {}
     for key in sorted(plain["networks"], key=lambda k: k != "backbone"):
         spec = dict(plain["networks"][key])
         built[key] = _make("network", {**_taken(source, built, spec), **spec}, BUILDERS)
+    if adapters is not None:
+        built["lora"] = adapters.network(built)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
     for role in [r for r in rest if isinstance(rest[r], Mapping)]:
         if role not in ALL_ROLES or role in method.roles:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from distilljax._version import __version__
 from distilljax.errors import unknown
@@ -72,6 +73,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sample.add_argument("--steps", type=int, default=1, help="network evaluations")
     sample.add_argument("--count", type=int, help="number of samples")
     sample.add_argument("--labels", help="comma-separated labels, one per sample")
+    sample.add_argument(
+        "--data", help=".npz with conditions 'cond', and what samples start from"
+    )
     sample.add_argument(
         "--guidance", type=float, help="scale, for students that are told one"
     )
@@ -329,11 +333,15 @@ def _sample(options: argparse.Namespace, rest: list[str]) -> int:
         teacher = api.load(options.teacher)
         given = options.teacher_steps, options.teacher_nfe, options.teacher_guidance
         lead = api.lead_of(student, teacher, *given)
+    field = student.method.sampling.start
+    fields = _fields(options.data, [name for name in ("cond", field) if name])
     x = api.sample(
         student,
         steps=options.steps,
         count=options.count,
         labels=_labels(options.labels),
+        cond=fields.get("cond"),
+        start=None if field is None else fields.get(field),
         seed=options.seed,
         batch_size=options.batch_size,
         teacher=teacher,
@@ -455,6 +463,17 @@ def _convert(options: argparse.Namespace, rest: list[str]) -> int:
     )
     print(f"{len(source)} samples in {folder}")
     return 0
+
+
+def _fields(path: str | None, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the fields that a file has; none without a file."""
+    import numpy as np
+    from etils import epath
+
+    if path is None:
+        return {}
+    with epath.Path(path).open("rb") as file, np.load(file) as found:
+        return {name: found[name] for name in names if name in found}
 
 
 def _report(options: argparse.Namespace, rest: list[str]) -> int:

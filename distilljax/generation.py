@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -292,6 +292,8 @@ def generate(
     sample_shape: tuple[int, ...],
     count: int | None = None,
     labels: Any = None,
+    cond: Any = None,
+    start: Any = None,
     given: Any = None,
     seed: int = 0,
     batch_size: int = 512,
@@ -306,8 +308,11 @@ def generate(
       sampler: see `student_sampler`, `teacher_sampler`.
       params: parameters of its network.
       sample_shape: shape of one sample.
-      count: number of samples; default one per label.
+      count: number of samples; default one per label, condition or start.
       labels: class labels, one per sample; None for unconditional networks.
+      cond: in place of labels, conditions of another kind: arrays ``[count, ...]``, or
+        a pytree of them.
+      start: arrays ``[count, *sample_shape]`` to start from in place of noise.
       given: pytree of further arrays ``[count, ...]`` (pictures to edit); their batches
         are a fifth argument of the sampler.
       seed: of noise and re-noising.
@@ -322,19 +327,24 @@ def generate(
       Samples ``[count, *sample_shape]``, float32.
     """
     if labels is not None:
-        labels = check_labels(labels, num_classes)
-        if count is not None and count != len(labels):
-            raise ValueError(f"count {count} and {len(labels)} labels disagree")
-        count = len(labels)
+        if cond is not None:
+            raise ValueError("pass labels or cond, got both")
+        cond = check_labels(labels, num_classes)
+    inputs = jax.tree.map(np.asarray, (cond, start, given))
+    named = {"cond" if labels is None else "labels": cond, "start": start}
+    named["given arrays"] = given
+    count = _common_length(named, count)
+    if start is not None and np.shape(start)[1:] != tuple(sample_shape):
+        raise ValueError(
+            f"start must be [count, {', '.join(map(str, sample_shape))}], got "
+            f"{np.shape(start)}"
+        )
     if not count or count < 1:
         raise ValueError(f"count must be at least 1 (or labels given), got {count}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch_size = min(batch_size, count)
-    for leaf in jax.tree.leaves(given):
-        if len(leaf) != count:
-            raise ValueError(f"count {count} and {len(leaf)} given arrays disagree")
-    store = _Store(resume, tag, seed, batch_size, count, (labels, given))
+    store = _Store(resume, tag, seed, batch_size, count, inputs)
     run = jax.jit(sampler)
     starts = range(0, count, batch_size)
     shown = sys.stderr.isatty() if progress is None else progress
@@ -344,40 +354,61 @@ def generate(
         starts = tqdm(starts, desc=tag or "sampling", unit="batch")
     out = np.empty((count, *sample_shape), np.float32)
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    for start in starts:
-        rows = slice(start, min(start + batch_size, count))
-        found = store.load(start)
+    for first in starts:
+        rows = slice(first, min(first + batch_size, count))
+        found = store.load(first)
         if found is None:
-            eps = initial_noise(seed, start, batch_size, sample_shape)
-            # The last batch is padded with its last sample.
-            index = np.minimum(np.arange(start, start + batch_size), count - 1)
-            arrays = (labels,) if given is None else (labels, given)
-            cond, *more = jax.tree.map(lambda a, i=index: jnp.asarray(a[i]), arrays)
-            fresh = jax.random.fold_in(key, start)
-            found = np.asarray(run(params, eps, cond, fresh, *more))
+            part, eps, more = _batch(inputs, rows, batch_size)
+            if eps is None:
+                eps = initial_noise(seed, first, batch_size, sample_shape)
+            fresh = jax.random.fold_in(key, first)
+            arrays = () if more is None else (more,)
+            found = np.asarray(run(params, eps, part, fresh, *arrays))
             found = found[: rows.stop - rows.start]
-            store.save(start, found)
+            store.save(first, found)
         out[rows] = found
     store.clear()
     return out
 
 
+def _common_length(inputs: Mapping[str, Any], count: int | None) -> int | None:
+    """Rows of all inputs and the count, which must agree."""
+    known, source = count, "count"
+    for name, tree in inputs.items():
+        for leaf in jax.tree.leaves(tree):
+            if known is not None and known != len(leaf):
+                raise ValueError(f"{source} {known} and {len(leaf)} {name} disagree")
+            known, source = len(leaf), name
+    return known
+
+
+def _batch(inputs: Any, rows: slice, size: int) -> Any:
+    """Rows of the inputs, the last one repeated up to a whole batch."""
+
+    def padded(values: np.ndarray) -> Array:
+        part = values[rows]
+        wide = [(0, size - len(part)), *[(0, 0)] * (part.ndim - 1)]
+        return jnp.asarray(np.pad(part, wide, "edge"))
+
+    return jax.tree.map(padded, inputs)
+
+
 class _Store:
     """Finished batches on disk, refused if they belong to another call."""
 
-    def __init__(self, folder, tag, seed, batch_size, count, arrays):
+    def __init__(self, folder, tag, seed, batch_size, count, inputs):
         self.folder = None if folder is None else epath.Path(folder)
         if self.folder is None:
             return
         digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(arrays):
+        for leaf in jax.tree.leaves(inputs):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         meta = {
             "tag": tag,
             "seed": seed,
             "batch_size": batch_size,
             "count": count,
-            "labels": digest.hexdigest()[:16],
+            "inputs": digest.hexdigest()[:16],
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "meta.json"

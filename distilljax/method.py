@@ -141,6 +141,7 @@ class Sampling:
         students that are told none.
       view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
         network is no flow map by itself; default `Bound.flow_map`.
+      start: batch field that samples start from in place of noise.
     """
 
     grid: Grid = EvenGrid()
@@ -151,6 +152,7 @@ class Sampling:
     role: str = "student"
     guidance: float | None = None
     view: Callable[[Bound, Any, Any], FlowMap] | None = None
+    start: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,15 +19,13 @@ import numpy as np
 from etils import epath
 
 from distilljax import _version, api, cards, evaluation, generation, storage
+from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge
 from distilljax.training.checkpoints import differing
 from distilljax.training.loop import Hooks, View
 from distilljax.training.roles import network_of
 from distilljax.training.writers import read_metrics
 
 METHODS = ("scm", "mean_flow", "dmd2", "rcm")
-STEPS = (1, 2, 4)
-SEEDS = (0, 1, 2)
-TEACHER_NFE = 50
 PROBES = 8
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "digits"
 _SMOKE_CYCLES = {"teacher": 60}
@@ -128,9 +126,8 @@ class _Job:
         names = ("teacher", *METHODS)
         self.cards = {name: self._card(name) for name in names}
         self._claim()
-        source = cards.expand(self.cards["teacher"]).source
-        self.data = source.take(np.arange(len(source)))
-        self.labels = self.data["cond"].astype(np.int32)
+        self.judge = Judge.of(cards.expand(self.cards["teacher"]).source, self.seeds)
+        self.x0, self.labels = self.judge.x0, self.judge.labels
 
     def _card(self, name: str) -> Any:
         config: Any = cards.load(CONFIGS / f"{name}.py")
@@ -192,14 +189,14 @@ class _Job:
         """Frechet distance of a fixed seed while training, and sample grids."""
         method = found.method
         network = network_of(method.roles, method.sampling.role, found.networks)
-        shape = self.data["x0"].shape[1:]
+        shape = self.x0.shape[1:]
         if name == "teacher":
             sampler = generation.teacher_sampler(network, 16)
         else:
             sampler = generation.student_sampler(method, network, 1)
         draw = jax.jit(sampler)
         eps = generation.initial_noise(0, 0, len(self.labels), shape)
-        real = self.data["x0"].reshape(len(self.labels), -1)
+        real = self.x0.reshape(len(self.labels), -1)
         columns = np.concatenate(
             [np.flatnonzero(self.labels == c)[:8] for c in range(10)]
         )
@@ -283,46 +280,26 @@ class _Job:
     def sample(self) -> None:
         def work() -> dict[str, Any]:
             for name, run, sampler in self._samplers():
-                # One jit for all seeds; generate() would build one each.
-                draw = jax.jit(sampler)
-                for seed in self.seeds:
-                    x = generation.generate(
-                        draw,
-                        run.params,
-                        sample_shape=run.sample_shape,
-                        labels=self.labels,
-                        seed=seed,
-                        batch_size=len(self.labels),
-                        num_classes=run.num_classes,
-                        progress=False,
-                    )
-                    x = np.clip(x, -1.0, 1.0)
-                    api.save_samples(
-                        self._path(name if seed == 0 else f"seeds/{name}_seed{seed}"),
-                        x,
-                        self.labels,
-                    )
+                drawn = self.judge.draw(run, sampler)
+                for path, x in zip(self._paths(name), drawn, strict=True):
+                    api.save_samples(path, x, self.labels)
             return {}
 
         self.stage("sampling", work)
 
-    def _read(self, name: str) -> list[np.ndarray]:
-        names = [name, *(f"seeds/{name}_seed{seed}" for seed in self.seeds[1:])]
-        return [np.load(self._path(n))["x"] for n in names]
+    def _paths(self, name: str) -> list[epath.Path]:
+        """Files of a sampler's noise seeds."""
+        more = [f"seeds/{name}_seed{seed}" for seed in self.seeds[1:]]
+        return [self._path(n) for n in (name, *more)]
 
     def evaluate(self) -> None:
         def work() -> dict[str, Any]:
-            judge = evaluation.PixelClassifier.fit(self.data["x0"], self.labels)
+            def read(name: str) -> list[np.ndarray]:
+                return [np.load(path)["x"] for path in self._paths(name)]
+
             return {
                 "statistics": {
-                    name: evaluation.summarise(
-                        self._read(name),
-                        self.labels,
-                        self.data["x0"],
-                        self.labels,
-                        judge,
-                    )
-                    for name in self._names()
+                    name: self.judge.statistics(read(name)) for name in self._names()
                 }
             }
 
@@ -380,7 +357,7 @@ class _Job:
 
     def _grids(self) -> dict[str, np.ndarray]:
         rows = np.concatenate([np.flatnonzero(self.labels == c)[:4] for c in range(10)])
-        grids = {"data": self.data["x0"][rows]}
+        grids = {"data": self.x0[rows]}
         for name in self._names():
             grids[name] = np.load(self._path(name))["x"][rows]
         return grids

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import (
     data_sources,
+    digits_cards,
     dmd2_cycle,
     measure,
     sampling,
@@ -105,3 +106,52 @@ def test_the_record_says_where_and_how(tmp_path, capsys, limit, code):
     assert [r["passed"] for r in record["results"]] == [code == 0, True]
     printed = capsys.readouterr().out
     assert ("missed" in printed) == (code == 1)
+
+
+def test_cards_are_judged_once_and_a_failed_one_is_a_row(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "cards"
+    arguments = ["--tiny", "--cards=reflow,ect", "--seeds=1", f"--out={out}"]
+    trained, fit = [], digits_cards.api.fit
+
+    def fit_or_stop(method, **options):
+        trained.append(method.name)
+        if method.name == "ect":
+            raise stops.pop()
+        return fit(method, **options)
+
+    monkeypatch.setattr(digits_cards.api, "fit", fit_or_stop)
+    stops = [FloatingPointError("3 updates in a row"), KeyboardInterrupt()]
+    # Interrupted, what is done is kept.
+    with pytest.raises(KeyboardInterrupt):
+        digits_cards.main(arguments)
+    assert set(json.loads((out / "cards.json").read_text())["rows"]) == {
+        "teacher/0",
+        "reflow/0",
+    }
+    assert digits_cards.main(arguments) == 1
+    assert trained == ["flow_matching", "reflow", "ect", "ect"]
+    found = json.loads((out / "cards.json").read_text())
+    assert found["rows"]["ect/0"]["error"] == "FloatingPointError: 3 updates in a row"
+    row = found["rows"]["reflow/0"]
+    assert set(row["by_nfe"]) == {"1", "2", "4"}
+    ratio = (
+        row["by_nfe"]["2"]["frechet"]
+        / (found["rows"]["teacher/0"]["by_nfe"]["50"]["frechet"])
+    )
+    table = (out / "cards.md").read_text()
+    assert f"| {ratio:.2f} |" in next(x for x in table.splitlines() if "reflow" in x)
+    assert "| `ect`, seed 0 | FloatingPointError: 3 updates in a row |" in table
+    assert "reflow/0: done before" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        digits_cards.main(["--cards=reflw"])
+    assert "Did you mean 'reflow'" in capsys.readouterr().err
+
+
+def test_every_card_has_its_evaluations_and_its_teacher():
+    for name in digits_cards.names():
+        method = digits_cards.read(name, 0, True).method.name
+        nfe = digits_cards.evaluations(name)
+        assert (nfe == (50,)) == (method in ("denoising", "flow_matching"))
+        assert digits_cards.teacher_of(name) in ("teacher", "restoration_teacher")
+    assert digits_cards.evaluations("tsd_sr") == (1,)
+    assert digits_cards.teacher_of("tsd_sr") == "restoration_teacher"

@@ -11,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import cards
+from distilljax import api, cards, cli
 from distilljax.binding import Bound
+from distilljax.data import degraded_digits
+from distilljax.judge import RestorationJudge
 from distilljax.times import EvenGrid, LogNormal, Ramp
+from tests.networks.filled import filled
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -194,7 +197,7 @@ CHANGES = [
     ({"method": {"guidence": 2.0}}, "option of method 'scm' 'guidence'.*'guidance'"),
     (
         {"source": {"name": "digts"}},
-        "unknown source 'digts'.*'digits'.*Known: coloured_digits, conditions",
+        "unknown source 'digts'. Did you mean 'digits'",
     ),
     ({"source": {"sizes": 3}}, "argument of source 'mixture' 'sizes'.*'size'"),
     ({"networks": {"backbone": {"name": "mpl"}}}, "unknown network 'mpl'.*'mlp'"),
@@ -238,6 +241,155 @@ def test_a_section_of_a_role_that_an_option_took_out_may_stay():
     found = cards.expand(config)
     assert "discriminator" not in found.method.roles
     assert "discriminator" not in found.train.roles
+
+
+RESTORATION = {
+    "source": {"name": "degraded_digits"},
+    "networks": {
+        "backbone": {
+            "name": "mlp",
+            "width": 8,
+            "hidden": 8,
+            "blocks": 1,
+            "embedding": 8,
+            "image_channels": 1,
+        }
+    },
+}
+LORA = {"roles": ("student", "fake_score"), "rank": 2}
+
+
+def restoring(**changes):
+    """A tiny card of one frozen base with two adapters."""
+    values = {**RESTORATION, "lora": LORA, **changes}
+    return small("tsd_sr", {"start": "degraded"}, **values)
+
+
+def test_a_section_lora_puts_adapters_in_place_of_networks():
+    config = restoring(student_lora={"lr": 0.5})
+    assert config.lora.to_dict() == {
+        "roles": ("student", "fake_score"),
+        "base": "teacher",
+        "rank": 2,
+        "match": "kernel$",
+        "scale": 1.0,
+    }
+    assert config.student_lora.lr == 0.5
+    config.lora.rank = 4
+    config.lora.scale = 0.5
+    found = cards.expand(config)
+    assert set(found.method.trained) == {"student_lora", "fake_score_lora"}
+    assert found.method.roles["student"].derive.scale == 0.5
+    assert found.method.roles["student"].derive.base == "teacher"
+    init = jax.eval_shape(found.networks["lora"].init, jax.random.key(0))
+    # The 4 x 4 image is enlarged to the 8 x 8 of the state and joined to it.
+    assert init["inward.kernel"]["down"].shape == (128, 4)
+    assert {pair["up"].shape[0] for pair in init.values()} == {4}
+    assert cards.expand(found.config).method.roles == found.method.roles
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora": {**LORA, "rnak": 2}}, "argument of lora 'rnak'.*'rank'"),
+        ({"lora": {"roles": ("studnet",)}}, "trained role 'studnet'.*'student'"),
+        ({"lora": {"base": "techer"}}, "unknown role 'techer'.*'teacher'"),
+        ({"student": {"lr": 1.0}}, "trained role 'student'.*'student_lora'"),
+    ],
+)
+def test_a_section_lora_that_names_nothing_is_refused(changes, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        restoring(**changes)
+
+
+def test_an_adapted_role_has_no_network_of_its_own():
+    config = restoring()
+    with config.unlocked():
+        config.networks.student = config.networks.backbone.copy_and_resolve_references()
+    with pytest.raises(ValueError, match="role 'student' has a network of its own"):
+        cards.expand(config)
+
+
+@pytest.fixture(scope="module")
+def restored(tmp_path_factory):
+    """``(run folder, what fit returned)`` of two cycles of the tiny card."""
+    folder = tmp_path_factory.mktemp("restoration")
+    default = {"lr": 0.05, "ema": 0.5}
+    config = restoring(student_lora=default, fake_score_lora=default)
+    config.method.weights = (1.0,)
+    found = cards.expand(config)
+    teacher = filled(found.networks["backbone"])
+    fitted = api.fit(
+        found.method,
+        networks=found.networks,
+        source=found.source,
+        teacher=teacher,
+        config=found.train,
+        folder=folder,
+        card={"card": found.config},
+        progress=False,
+    )
+    return folder, fitted, teacher
+
+
+def test_a_run_of_adapters_is_loaded_and_restores(restored):
+    folder, fitted, teacher = restored
+    names = {path.stem for path in (folder / "params").glob("*.npz")}
+    assert names == {"student", "student_lora", "fake_score_lora"}
+    loaded = api.load(folder)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, fitted.params)
+    # The evaluation EMA of the adapter on the frozen base.
+    role = fitted.method.roles["student"]
+    adapter = fitted.result.params("student_lora")
+    wanted = role.derive({"teacher": teacher, "student_lora": adapter}, 0)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, wanted)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), loaded.params, teacher
+    )
+    assert moved["inward"]["kernel"] > 0
+    assert moved["inward"]["bias"] == 0
+    rows = degraded_digits("test").take(np.arange(3))
+    x = api.sample(loaded, cond=rows["cond"], start=rows["degraded"])
+    again = api.sample(
+        folder, cond=rows["cond"][1:], start=rows["degraded"][1:], seed=5, batch_size=1
+    )
+    # From a degraded image nothing is random.
+    np.testing.assert_allclose(x[1:], again, atol=1e-6)
+    with pytest.raises(ValueError, match="pass cond= .*field 'cond'"):
+        api.sample(loaded, count=3)
+    with pytest.raises(
+        ValueError, match="starts from the field 'degraded'.*pass start="
+    ):
+        api.sample(loaded, cond=rows["cond"])
+    with pytest.raises(ValueError, match="cond 3 and 2 start disagree"):
+        api.sample(loaded, cond=rows["cond"], start=rows["degraded"][:2])
+    with pytest.raises(ValueError, match=r"start must be \[count, 8, 8, 1\]"):
+        api.sample(loaded, cond=rows["cond"], start=rows["cond"])
+
+
+def test_the_command_line_restores_what_a_file_holds(restored, tmp_path, capsys):
+    folder, data = restored[0], tmp_path / "photos.npz"
+    assert cli.main(["sample", f"--run={folder}", "--count=2"]) == 2
+    assert "--data=FILE.npz" in capsys.readouterr().err
+    rows = degraded_digits("test").take(np.arange(5))
+    np.savez(data, cond=rows["cond"], degraded=rows["degraded"])
+    out = tmp_path / "sharp.npz"
+    arguments = ["sample", f"--run={folder}", f"--data={data}", f"--out={out}"]
+    assert cli.main(arguments) == 0
+    with np.load(out) as found:
+        assert found["x"].shape == (5, 8, 8, 1)
+
+
+def test_restorations_are_judged_by_pairs():
+    judge = RestorationJudge.of(degraded_digits("train"), degraded_digits("test"), (0,))
+    sharp = judge.statistics([judge.data["x0"]])
+    assert sharp["frechet"] == pytest.approx(0.0, abs=1e-6)
+    assert sharp["accuracy"] > 0.98
+    low = judge.statistics([judge.data["degraded"]])
+    error = np.mean((judge.data["degraded"] - judge.data["x0"]) ** 2, (1, 2, 3))
+    assert low["psnr"] == pytest.approx(np.mean(10 * np.log10(4 / error)), rel=1e-5)
+    assert low["frechet"] > 1.0
+    assert low["accuracy"] < sharp["accuracy"]
 
 
 @pytest.mark.parametrize("key", ["method", "source", "networks"])

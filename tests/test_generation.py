@@ -60,6 +60,29 @@ def test_count_stands_for_labels():
         generate(echo, None, sample_shape=(2,), count=4, labels=[0, 1, 2])
 
 
+def test_conditions_of_any_kind_and_starts_come_in_batches(tmp_path):
+    cond = {"scale": np.arange(5.0), "shift": np.ones((5, 2))}
+    start = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+
+    def moved(params, eps, cond, key):
+        return cond["scale"][:, None] * eps + cond["shift"]
+
+    options = {"sample_shape": (2,), "cond": cond, "batch_size": 2}
+    x = generate(moved, None, start=start, **options)
+    np.testing.assert_allclose(x, np.arange(5.0)[:, None] * start + 1.0, rtol=1e-6)
+    noise = np.asarray(initial_noise(0, 0, 5, (2,)))
+    x = generate(moved, None, **options)
+    np.testing.assert_allclose(x, np.arange(5.0)[:, None] * noise + 1.0, rtol=1e-6)
+    for change, message in (
+        ({"labels": [0] * 5}, "labels or cond, got both"),
+        ({"count": 4}, "count 4 and 5 cond disagree"),
+        ({"start": start[:3]}, "cond 5 and 3 start disagree"),
+        ({"start": start[:, :1]}, r"start must be \[count, 2\], got \(5, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(moved, None, **options, **change)
+
+
 class Cut(Exception):
     """Stands for whatever ends a process."""
 

@@ -23,7 +23,7 @@ FLOORS = (
     ("training",),
     ("interop",),
     ("generation", "specs", "cards", "ahead", "api"),
-    ("image_edits", "pairs", "quickstart", "cli", "__main__"),
+    ("image_edits", "judge", "pairs", "quickstart", "cli", "__main__"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.

@@ -2,6 +2,7 @@
 
 from distilljax.data.array_records import pairs, records, write_records
 from distilljax.data.counts import interleaved_labels, label_counts
+from distilljax.data.degraded import degraded_digits
 from distilljax.data.files import npz
 from distilljax.data.images import ReadSource, image_folder, mirrored
 from distilljax.data.pipeline import batches
@@ -26,6 +27,7 @@ __all__ = [
     "coloured_digits",
     "conditions",
     "curves",
+    "degraded_digits",
     "digits",
     "image_folder",
     "interleaved_labels",

@@ -5,6 +5,7 @@ imported by the functions that need them.
 """
 
 from distilljax.evaluation.classifier import Classifier, PixelClassifier
+from distilljax.evaluation.fidelity import psnr
 from distilljax.evaluation.figure import report_figure
 from distilljax.evaluation.machine import hardware, versions
 from distilljax.evaluation.measuring import evaluate
@@ -80,6 +81,7 @@ __all__ = [
     "nearest_distance",
     "nearest_ratio",
     "precision_recall",
+    "psnr",
     "ratio",
     "read_reference",
     "read_samples",

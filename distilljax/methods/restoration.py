@@ -146,7 +146,9 @@ def tsd_sr(
             roles=twin_roles(guidance=guidance, fake_needs=fake_needs),
             phases=twin_phases((fit,), terms, draws, critic_steps),
             batch=frozenset({"x0"} if start is None else {"x0", start}),
-            sampling=Sampling(EvenGrid(), Consistency(), path, two_time=False),
+            sampling=Sampling(
+                EvenGrid(), Consistency(), path, two_time=False, start=start
+            ),
             cite=(TSD_SR,),
         )
     )

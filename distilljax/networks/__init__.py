@@ -4,18 +4,22 @@ from distilljax.networks.adapter import functionalize
 from distilljax.networks.dit import dit
 from distilljax.networks.embeddings import Frequencies
 from distilljax.networks.heads import head, log_weight, policy, taps_shape
+from distilljax.networks.lora import LoRA, lora, with_lora
 from distilljax.networks.mlp import MLP, mlp
 from distilljax.networks.unet import unet
 
 __all__ = [
+    "LoRA",
     "MLP",
     "Frequencies",
     "dit",
     "functionalize",
     "head",
     "log_weight",
+    "lora",
     "mlp",
     "policy",
     "taps_shape",
     "unet",
+    "with_lora",
 ]

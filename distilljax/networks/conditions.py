@@ -28,6 +28,7 @@ class Conditions(nnx.Module):
       features: ``d`` of embeddings ``[B, d]``.
       image_channels: ``c`` of images ``[B, h, w, c]``; smaller ones are enlarged to the
         state's size by repetition.
+      std: see `LabelEmbedding`.
       rngs: initialisation keys.
     """
 
@@ -38,10 +39,11 @@ class Conditions(nnx.Module):
         num_classes: int | None = None,
         features: int | None = None,
         image_channels: int | None = None,
+        std: float = 0.02,
         rngs: nnx.Rngs,
     ):
         self.vector = ConditionEmbedding(
-            size, num_classes=num_classes, features=features, rngs=rngs
+            size, num_classes=num_classes, features=features, std=std, rngs=rngs
         )
         self.key = vector_key(num_classes, features)
         self.image_channels = image_channels or 0

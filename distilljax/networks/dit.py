@@ -183,7 +183,7 @@ class DiT(nnx.Module):
         qk_norm: bool,
         double_norm: bool,
         frequencies: Frequencies,
-        conditions: dict[str, int | None],
+        conditions: dict[str, Any],
         second_time: bool,
         guidance: Frequencies | None,
         tap_layers: tuple[int, ...],

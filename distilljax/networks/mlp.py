@@ -16,14 +16,13 @@ from flax import nnx
 from distilljax import paths
 from distilljax.binding import Network
 from distilljax.networks.adapter import capabilities_of, functionalize
+from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
-    ConditionEmbedding,
     Frequencies,
     GuidanceEmbedding,
     TimeEmbedding,
     conditioning,
     log_clock,
-    null_condition,
 )
 from distilljax.networks.norms import layer_norm
 from distilljax.paths import Path
@@ -65,15 +64,13 @@ class MLP(nnx.Module):
     """The module; `mlp` makes the network.
 
     Args:
-      size: features of a flattened sample.
+      sample_shape: shape of a sample, which is flattened.
       width: features of the residual stream.
       hidden: features inside a block.
       blocks: number of blocks.
       embedding: features of the conditioning vector.
       frequencies: of both time embeddings.
-      num_classes: see `ConditionEmbedding`.
-      cond_features: see `ConditionEmbedding`.
-      label_std: see `LabelEmbedding`.
+      conditions: keywords of `Conditions`.
       second_time: whether it takes the code of a second time.
       guidance: frequencies of a guidance scale, or None.
       dropout: rate inside the blocks.
@@ -82,16 +79,14 @@ class MLP(nnx.Module):
 
     def __init__(
         self,
-        size: int,
+        sample_shape: tuple[int, ...],
         *,
         width: int,
         hidden: int,
         blocks: int,
         embedding: int,
         frequencies: Frequencies,
-        num_classes: int | None,
-        cond_features: int | None,
-        label_std: float,
+        conditions: dict[str, Any],
         second_time: bool,
         guidance: Frequencies | None,
         dropout: float,
@@ -103,14 +98,10 @@ class MLP(nnx.Module):
             self.second = TimeEmbedding(embedding, frequencies, zero=True, rngs=rngs)
         if guidance is not None:
             self.guidance = GuidanceEmbedding(embedding, guidance, rngs=rngs)
-        self.condition = ConditionEmbedding(
-            embedding,
-            num_classes=num_classes,
-            features=cond_features,
-            std=label_std,
-            rngs=rngs,
-        )
-        self.inward = nnx.Linear(size, width, rngs=rngs)
+        self.conditions = Conditions(embedding, **conditions, rngs=rngs)
+        size = math.prod(sample_shape)
+        beside = math.prod(sample_shape[:-1]) * self.conditions.image_channels
+        self.inward = nnx.Linear(size + beside, width, rngs=rngs)
         for i in range(blocks):
             setattr(
                 self, f"block_{i}", Block(width, hidden, embedding, dropout, rngs=rngs)
@@ -123,7 +114,7 @@ class MLP(nnx.Module):
         self,
         x: Array,
         t: Array,
-        cond: Array | None = None,
+        cond: Any = None,
         s: Array | None = None,
         *,
         w: Array | None = None,
@@ -135,14 +126,16 @@ class MLP(nnx.Module):
         Args:
           x: state ``[B, ...]``.
           t: time ``[B]``.
-          cond: labels ``[B]``, embedding ``[B, d]`` or None (null).
+          cond: see `Conditions`.
           s: code of the second time ``[B]``.
           w: guidance scale ``[B]``; None adds nothing.
           taps: whether to return ``(out, tuple of [B, width])``.
           rng: dropout key.
         """
-        h = self.inward(x.reshape(x.shape[0], -1))
-        c = conditioning(self, t, s, w, self.condition(cond), h.dtype)
+        vector, image = self.conditions(cond, x)
+        beside = jnp.concatenate([x, *image], -1)
+        h = self.inward(beside.reshape(x.shape[0], -1))
+        c = conditioning(self, t, s, w, vector, h.dtype)
         features = []
         for i in range(self.blocks):
             key = None if rng is None else jax.random.fold_in(rng, i)
@@ -160,6 +153,7 @@ def mlp(
     prediction: Prediction | str = "velocity",
     num_classes: int | None = None,
     cond_features: int | None = None,
+    image_channels: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
     guidance: Frequencies | None = None,
@@ -181,6 +175,8 @@ def mlp(
       prediction: kind of its prediction.
       num_classes: takes labels ``[B]``; the null class is one more.
       cond_features: takes embeddings ``[B, d]`` instead; zero is the null condition.
+      image_channels: takes images ``[B, h, w, c]`` too, see `Conditions`; samples are
+        then images ``(H, W, C)``.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
       guidance: takes a guidance scale beside the condition (see `binding.told`):
@@ -202,8 +198,8 @@ def mlp(
       at first.
 
     Raises:
-      ValueError: on sizes below 1, a dropout rate outside [0, 1), or two kinds of
-        condition.
+      ValueError: on sizes below 1, a dropout rate outside [0, 1), two kinds of vector
+        conditions, or an image beside samples that are none.
     """
     sizes = {"width": width, "hidden": hidden, "blocks": blocks, "embedding": embedding}
     for key, value in sizes.items():
@@ -211,15 +207,23 @@ def mlp(
             raise ValueError(f"{key} must be at least 1, got {value}")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+    if image_channels and len(sample_shape) != 3:
+        raise ValueError(
+            "image_channels needs samples of shape (height, width, channels), got "
+            f"{tuple(sample_shape)}; pass the condition as an embedding, cond_features="
+        )
     path = paths.linear() if path is None else path
-    null = null_condition(num_classes, cond_features)
+    conditions = {
+        "num_classes": num_classes,
+        "features": cond_features,
+        "image_channels": image_channels,
+    }
+    null = null_conditions(**conditions)
     return functionalize(
         lambda rngs: MLP(
-            math.prod(sample_shape),
+            tuple(sample_shape),
             frequencies=Frequencies(*frequencies),
-            num_classes=num_classes,
-            cond_features=cond_features,
-            label_std=label_std,
+            conditions={**conditions, "std": label_std},
             second_time=second_time,
             guidance=None if guidance is None else Frequencies(*guidance),
             dropout=dropout,
@@ -232,7 +236,7 @@ def mlp(
         time_code=time_code,
         clock=log_clock(path),
         null=null,
-        num_classes=num_classes,
+        num_classes=num_classes if image_channels is None else None,
         dtype=dtype,
         name=name,
     )

@@ -140,7 +140,7 @@ class UNet(nnx.Module):
         dropout: float,
         double_norm: bool,
         frequencies: Frequencies,
-        conditions: dict[str, int | None],
+        conditions: dict[str, Any],
         second_time: bool,
         guidance: Frequencies | None,
         rngs: nnx.Rngs,

@@ -106,6 +106,7 @@ def test_points_of_the_trajectory_add_up():
 def test_the_student_starts_from_the_degraded_image():
     method = tsd_sr(start="degraded")
     assert method.batch == {"x0", "degraded"}
+    assert method.sampling.start == "degraded"
     degraded = exact.normal(4, 16, 2)
     found = play(method, data={"degraded": degraded})
     ctx = found.context()

@@ -113,7 +113,7 @@ def test_jit_equals_eager():
     x, t, s, cond = point()
     np.testing.assert_allclose(
         jax.jit(network.apply)(params, x, t, cond, s),
-        network.apply(params, x, t, cond, s),
+        call(network, params, x, t, cond, s),
         rtol=1e-5,
         atol=1e-5,
     )
@@ -175,7 +175,7 @@ def test_gradient_reaches_every_parameter_also_through_a_jvp():
 
     def loss(params):
         out, tangent = jax.jvp(
-            lambda x, t, s: network.apply(params, x, t, cond, s),
+            lambda x, t, s: call(network, params, x, t, cond, s),
             (x, t, s),
             (x, jnp.ones_like(t), jnp.zeros_like(s)),
         )
@@ -250,3 +250,27 @@ def test_bound_reads_a_velocity_and_a_flow_map():
 def test_refuses(options, message):
     with pytest.raises(ValueError, match=message):
         networks.mlp(SHAPE, **options)
+
+
+def test_an_image_condition_stands_beside_the_state():
+    network = networks.mlp((4, 4, 2), num_classes=3, image_channels=1, **SMALL)
+    params = filled(network)
+    assert params["inward"]["kernel"].shape == (16 * 3, 16)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    t, label = jnp.full(2, 0.5), jnp.asarray([0, 2])
+    small = jax.random.normal(jax.random.key(1), (2, 2, 2, 1))
+    large = small.repeat(2, 1).repeat(2, 2)
+    found = call(network, params, x, t, {"label": label, "image": small})
+    same = call(network, params, x, t, {"label": label, "image": large})
+    other = call(network, params, x, t, {"label": label, "image": large + 1.0})
+    np.testing.assert_allclose(found, same, atol=1e-6)
+    assert np.abs(other - found).max() > 1e-3
+    # Guidance keeps the image.
+    null = network.null({"label": label, "image": small})
+    np.testing.assert_array_equal(null["label"], [3, 3])
+    np.testing.assert_array_equal(null["image"], small)
+
+
+def test_an_image_beside_vectors_is_refused():
+    with pytest.raises(ValueError, match=r"height, width, channels\), got \(5,\)"):
+        networks.mlp((5,), image_channels=1)
