@@ -20,8 +20,10 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from distilljax.fields import Field
 from distilljax.paths import Path, Time, expand, guard, trigflow
 from distilljax.predictions import VELOCITY, F, Prediction, kind_of
+from distilljax.solvers import Heun, Solver, solve
 
 Array = jax.Array
 
@@ -110,3 +112,70 @@ class AffineFlowMap:
         """The state at ``s``; see `FlowMap`."""
         a, b = self.coefficients(expand(t, x), expand(s, x))
         return a * x + b * self.output(x, t, s)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OdeFlowMap:
+    """A flow map that solves the ODE of a field; see `ode_flow_map`."""
+
+    field: Field
+    path: Path
+    steps: int
+    solver: Solver
+    kind: Prediction
+    rho: float = 1.0
+    y: Array | None = None
+
+    def __call__(self, x: Array, t: Time, s: Time) -> Array:
+        """The state at ``s``, ``steps`` solver steps from ``t``."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        t, s = jnp.asarray(t, dtype), jnp.asarray(s, dtype)
+        a, b = (u if self.rho == 1.0 else u ** (1.0 / self.rho) for u in (t, s))
+        shares = [i / self.steps for i in range(1, self.steps)]
+        inner = [(1.0 - u) * a + u * b for u in shares]
+        inner = [u if self.rho == 1.0 else u**self.rho for u in inner]
+        out = solve(
+            self.field,
+            x,
+            [t, *inner, s],
+            path=self.path,
+            solver=self.solver,
+            kind=self.kind,
+            y=self.y,
+        )
+        assert isinstance(out, jax.Array)
+        return out
+
+
+def ode_flow_map(
+    field: Field,
+    path: Path,
+    *,
+    steps: int = 16,
+    solver: Solver = Heun(),
+    kind: str | Prediction = "velocity",
+    rho: float = 1.0,
+    y: Array | None = None,
+) -> OdeFlowMap:
+    """The flow map of a field: ``(x, t, s) -> x_s`` by a solver.
+
+    Args:
+      field: prediction of ``kind`` on ``path``.
+      path: path of states and times; the map's ``path``.
+      steps: solver steps between ``t`` and ``s``, per sample.
+      solver: a solver without noise.
+      kind: kind of the field.
+      rho: steps are equal in ``t^(1/rho)``; 1 is equal in the clock, 7 suits EDM.
+      y: known endpoint of a bridge.
+
+    Returns:
+      The map, times scalars or leading axes of ``x``. Costs
+      ``solver.evaluations(steps)`` per call.
+
+    Raises:
+      ValueError: on 0 steps or a noisy solver.
+    """
+    solver.evaluations(steps)
+    if solver.noisy:
+        raise ValueError(f"a flow map is deterministic: {type(solver).__name__} is not")
+    return OdeFlowMap(field, path, steps, solver, kind_of(kind), rho, y)

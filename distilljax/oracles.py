@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.fields import Field
-from distilljax.flow_maps import AffineFlowMap, FlowMap
+from distilljax.flow_maps import AffineFlowMap, FlowMap, ode_flow_map
 from distilljax.paths import Path, Time, expand, guard, trigflow
 from distilljax.predictions import VELOCITY, Prediction, carry, kind_of
-from distilljax.solvers import Heun, Solver, ode_flow_map
+from distilljax.solvers import Heun, Solver
 
 if TYPE_CHECKING:
     from distilljax.binding import Network

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import api, cards, cli
+from distilljax import api, cards, cli, recipes
 from distilljax.binding import Bound
 from distilljax.data import degraded_digits
 from distilljax.judge import RestorationJudge
@@ -175,7 +175,7 @@ def test_a_card_chooses_the_kind_of_its_heads():
 
 def test_a_card_gives_a_student_that_is_told_scales_its_input():
     options = {"guidance": "Among((2.0, 3.0, 4.0))", "embed": True}
-    config = cards.digits_card("lcm", options)
+    config = recipes.digits_card("lcm", options)
     assert tuple(config.networks.student.guidance) == (0.1, 1000.0, 128)
     found = cards.expand(config)
     assert found.method.sampling.guidance == 3.0

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from distilljax import __version__, cards, cli, data
+from distilljax import __version__, cards, cli, data, recipes
 from distilljax.methods import CATALOGUE
 from distilljax.training.export import save_params
 
@@ -83,7 +83,9 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
 
 def test_edit_reads_images_and_writes_results(tmp_path, capsys):
     """With an untrained student, written as a run leaves it."""
-    card = cards.digits_card("scm", {"learned_weight": False}, source="coloured_digits")
+    card = recipes.digits_card(
+        "scm", {"learned_weight": False}, source="coloured_digits"
+    )
     card.networks.backbone.update({"width": 8, "hidden": 8, "blocks": 1})
     card.source.copies = 1
     student = cards.expand(card).networks["backbone"].init(jax.random.key(0))

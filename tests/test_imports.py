@@ -22,8 +22,9 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("generation", "specs", "cards", "ahead", "api"),
-    ("image_edits", "judge", "pairs", "quickstart", "cli", "__main__"),
+    ("generation", "specs", "cards", "recipes", "ahead", "api"),
+    ("image_edits", "judge", "pairs", "quickstart"),
+    ("commands", "cli", "__main__"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.

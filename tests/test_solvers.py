@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distilljax import paths, solvers
-from distilljax.flow_maps import AffineFlowMap
+from distilljax.flow_maps import AffineFlowMap, ode_flow_map
 from distilljax.oracles import Gaussian, prediction
 from distilljax.predictions import KINDS
 from distilljax.solvers import (
@@ -17,7 +17,6 @@ from distilljax.solvers import (
     FireFlow,
     Heun,
     Midpoint,
-    ode_flow_map,
     solve,
 )
 from distilljax.times import EvenGrid, KarrasGrid

@@ -8,7 +8,7 @@ samples' classes at least 0.98; the teacher has 0.86 at 50.
 Reproduces: no paper's row; the settings are those of configs/digits/scm.py.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ samples' classes 0.99; other tints of the same digits are 0.30 away from them.
 Reproduces: no paper's row; the settings are those of configs/digits/teacher.py.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: not measured.
 Reproduces: no paper's row.
 """  # noqa: E501
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

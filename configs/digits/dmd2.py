@@ -8,7 +8,7 @@ Expected: Frechet distance 1.4, 1.0, 0.95 times the teacher's at 1, 2, 4 steps.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 # Few low levels: every jump near the data adds an error that the later ones keep.
 GRID = "TableGrid(((1.0,), (1.0, 0.25), (1.0, 0.9, 0.75, 0.25)))"

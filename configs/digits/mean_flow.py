@@ -8,7 +8,7 @@ Reproduces: no paper's row. The power 0.5 of the adaptive weight takes the place
 paper's 1, and most pairs lie off the diagonal, since the teacher gives the velocity.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: Frechet distance 1.4, 1.2, 1.2 times the teacher's at 1, 2, 4 steps.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

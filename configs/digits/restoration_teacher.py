@@ -12,7 +12,7 @@ Reproduces: no paper's row. Shorter training is worse on held-out digits: 500 cy
 at 18.1 dB.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ Reproduces: no paper's row. The paper's tangent normalisation and learned weight
 off: at this size the weight runs away and the normalised tangent ends worse.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

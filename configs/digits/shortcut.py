@@ -7,7 +7,7 @@ Expected: not measured.
 Reproduces: no paper's row. A teacher gives the velocity, and half of the samples jump.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ of the samples' classes at least 0.99.
 Reproduces: no paper's row; the settings come from a search on this data.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -13,7 +13,7 @@ twice the distance; one Euler step of the teacher from noise 20.2 dB and 1.16 ti
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import digits_card
+from distilljax.recipes import digits_card
 
 
 def get_config():

@@ -8,7 +8,7 @@ Expected: not measured.
 Reproduces: no paper's row.
 """  # noqa: E501
 
-from distilljax.cards import pod_card
+from distilljax.recipes import pod_card
 
 
 def get_config(source="tfds"):

@@ -10,7 +10,7 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax.cards import pod_card
+from distilljax.recipes import pod_card
 
 
 def get_config():

@@ -1,0 +1,281 @@
+"""What the commands of `distilljax.cli` do with their options.
+
+Each takes the parsed options, with the card of ``--config`` as ``options.card``, and
+returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def train(options: argparse.Namespace) -> int:
+    """Trains a card, or continues its run."""
+    from etils import epath
+
+    from distilljax import api, cards
+
+    config = options.card
+    if options.teacher:
+        with config.unlocked():
+            config.teacher = options.teacher
+    found = cards.expand(config)
+    folder = epath.Path(options.out or f"runs/{epath.Path(options.config).stem}")
+    needed = found.method.roles.get("teacher")
+    teacher = None
+    if needed is not None or any(
+        r.init == "teacher" for r in found.method.roles.values()
+    ):
+        if not found.teacher:
+            raise ValueError(
+                f"method {found.method.name!r} starts from a teacher: pass --teacher="
+                "FOLDER of a finished run, for example of configs/digits/teacher.py"
+            )
+        teacher = api.load(found.teacher)
+    if options.fresh and folder.exists():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
+        folder.rmtree()
+    fitted = api.fit(
+        found.method,
+        networks=found.networks,
+        source=found.source,
+        teacher=teacher,
+        config=found.train,
+        folder=folder,
+        card={"card": found.config},
+        profile=options.profile,
+    )
+    assert fitted.result is not None
+    print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")
+    print(f"sample it: distilljax sample --run={folder} --steps=1")
+    return 0
+
+
+def compile_card(options: argparse.Namespace) -> int:
+    """Compiles a card for chips that are not there."""
+    from distilljax import ahead, cards
+
+    config = options.card
+    outline = cards.outline(config)
+    found = cards.expand(config, source=outline)
+    result = ahead.compile_ahead(
+        found.method,
+        found.networks,
+        found.train,
+        sample=ahead.sample_of(outline, found.method.batch & {"eps", "y"}),
+        topology=options.topology,
+    )
+    print(result)
+    return 0 if result.fits else 1
+
+
+def _labels(text: str | None) -> list[int] | None:
+    if not text:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--labels must be integers joined by commas, got {text!r}"
+        ) from None
+
+
+def sample(options: argparse.Namespace) -> int:
+    """Samples the student of a run."""
+    from etils import epath
+
+    from distilljax import api
+
+    led = f"_teacher{options.teacher_steps}" if options.teacher else ""
+    if options.guidance is not None:
+        led += f"_guidance{options.guidance:g}"
+    name = f"steps{options.steps}{led}_seed{options.seed}.npz"
+    out = epath.Path(options.out or epath.Path(options.run) / "samples" / name)
+    student, teacher, lead = api.load(options.run), None, None
+    if options.teacher:
+        teacher = api.load(options.teacher)
+        given = options.teacher_steps, options.teacher_nfe, options.teacher_guidance
+        lead = api.lead_of(student, teacher, *given)
+    field = student.method.sampling.start
+    fields = _fields(options.data, [name for name in ("cond", field) if name])
+    x = api.sample(
+        student,
+        steps=options.steps,
+        count=options.count,
+        labels=_labels(options.labels),
+        cond=fields.get("cond"),
+        start=None if field is None else fields.get(field),
+        seed=options.seed,
+        batch_size=options.batch_size,
+        teacher=teacher,
+        teacher_steps=options.teacher_steps,
+        teacher_nfe=options.teacher_nfe,
+        teacher_guidance=options.teacher_guidance,
+        guidance=options.guidance,
+        out=out,
+    )
+    print(f"{len(x)} samples in {out}, {api.spent(options.steps, lead)}")
+    return 0
+
+
+def edit(options: argparse.Namespace) -> int:
+    """Edits images with the student of a run."""
+    from etils import epath
+
+    from distilljax import image_edits
+
+    given = image_edits.read_images(options.input)
+    labels = _labels(options.labels)
+    mask = image_edits.read_mask(options.mask) if options.mask else None
+    if mask is None and options.task == "inpaint":
+        mask = given.get("mask")
+    name = f"{options.task}_steps{options.steps}_seed{options.seed}.npz"
+    out = epath.Path(options.out or epath.Path(options.run) / "edits" / name)
+    x = image_edits.edit(
+        options.run,
+        options.task,
+        given["x"],
+        labels=given.get("label") if labels is None else labels,
+        mask=mask,
+        noise=options.noise,
+        strength=options.strength,
+        steps=options.steps,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        out=out,
+    )
+    print(f"{len(x)} images in {out}, NFE {options.steps}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Measures a sample file."""
+    from distilljax import storage
+    from distilljax.evaluation import features, files, measuring, protocol, samples
+
+    notes: list[str] = []
+
+    def say(line: str) -> None:
+        if line.startswith("warning"):
+            notes.append(line)
+        print(line, file=sys.stderr, flush=True)
+
+    others = measuring.read_report(options.against) if options.against else {}
+    ranges = [samples.parse_range(r) for r in (options.range, options.reference_range)]
+    extractor = features.extractor(options.features)
+    given = samples.read_samples(
+        options.samples, rounding=options.rounding, value_range=ranges[0]
+    )
+    reference = samples.read_reference(
+        options.reference, rounding=options.rounding, value_range=ranges[1]
+    )
+    for part in (given, reference):
+        say(samples.describe(part))
+    found = measuring.evaluate(
+        given,
+        reference,
+        extractor,
+        options.metrics,
+        seed=options.seed,
+        statistics_out=options.save_statistics,
+        progress=sys.stderr.isatty(),
+        say=say,
+    )
+    if options.out:
+        report = measuring.to_report(
+            found, notes=notes, samples=given.source, digest=given.fingerprint
+        )
+        storage.write_atomic(options.out, files.dump_json(report))
+    print("\n".join(measuring.table(found)))
+    for name in sorted({*found} & {*others}, key=list(found).index):
+        value, error = protocol.ratio(found[name], others[name], force=options.force)
+        print(f"{name} is {value:.4g} +- {error:.2g} times that of {options.against}")
+    return 0
+
+
+def pairs(options: argparse.Namespace) -> int:
+    """Writes what a teacher makes of noise."""
+    from distilljax import api, data, pairs, specs
+
+    teacher, conditions = api.load(options.run), None
+    if options.conditions:
+        conditions = data.conditions(
+            options.conditions, sample_shape=teacher.sample_shape
+        )
+    folder = pairs.write_pairs(
+        teacher,
+        options.out,
+        count=options.count,
+        kind=options.kind,
+        nfe=options.nfe,
+        segments=options.segments,
+        solver=specs.parse(options.solver),
+        guidance=options.guidance,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        conditions=conditions,
+    )
+    print(f"{options.count} samples of {options.kind} in {folder}")
+    print(f"train on them: a card with source name 'pairs' and path {str(folder)!r}")
+    return 0
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Writes a card's data as records."""
+    from distilljax import cards, data
+
+    source = cards.expand(options.card).source
+    folder = data.write_records(
+        source, options.out, shards=options.shards, x0=options.x0
+    )
+    print(f"{len(source)} samples in {folder}")
+    return 0
+
+
+def _fields(path: str | None, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the fields that a file has; none without a file."""
+    import numpy as np
+    from etils import epath
+
+    if path is None:
+        return {}
+    with epath.Path(path).open("rb") as file, np.load(file) as found:
+        return {name: found[name] for name in names if name in found}
+
+
+def report(options: argparse.Namespace) -> int:
+    """Writes the report of a quick start again."""
+    from distilljax import quickstart
+
+    print(quickstart.rebuild(options.out))
+    return 0
+
+
+def methods(options: argparse.Namespace) -> int:
+    """Prints the catalogue."""
+    from distilljax.methods import CATALOGUE, build
+
+    for name, entry in CATALOGUE.items():
+        method = build(name)
+        needs = sorted({n for role in method.roles.values() for n in role.needs})
+        print(f"{name}  ({entry.family})")
+        print(f"  {entry.line}")
+        print(f"  cite: {entry.cite}")
+        print(f"  batch: {', '.join(sorted(method.batch)) or 'conditions only'}")
+        print(f"  roles: {', '.join(method.roles)}")
+        print(f"  networks need: {', '.join(needs) or 'nothing special'}")
+    return 0
+
+
+def quickstart(options: argparse.Namespace) -> int:
+    """Runs the quick start."""
+    from distilljax import quickstart
+
+    quickstart.run(
+        options.out, fresh=options.fresh, smoke=options.smoke, seed=options.seed
+    )
+    return 0

@@ -1,0 +1,39 @@
+"""Draws: computations that several terms of a phase share, run once per update.
+
+A draw is a frozen dataclass ``Context -> pytree``, so that equal draws of one name
+merge when methods are composed. It runs inside the gradient.
+"""
+
+from distilljax.draws.students import (
+    Among,
+    Denoised,
+    Guidance,
+    Jump,
+    OdeRollout,
+    Renoise,
+    Rollout,
+    Scales,
+)
+from distilljax.draws.teachers import (
+    StoredPairs,
+    StoredTrajectory,
+    TeacherTrajectory,
+    Trajectory,
+    follow,
+)
+
+__all__ = [
+    "Among",
+    "Denoised",
+    "Guidance",
+    "Jump",
+    "OdeRollout",
+    "Renoise",
+    "Rollout",
+    "Scales",
+    "StoredPairs",
+    "StoredTrajectory",
+    "TeacherTrajectory",
+    "Trajectory",
+    "follow",
+]

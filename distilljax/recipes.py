@@ -1,0 +1,167 @@
+"""Cards that share most of their values: digits on a laptop, images on a pod."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from distilljax import methods, specs
+from distilljax.cards import card
+from distilljax.errors import unknown
+
+
+def digits_card(
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    source: str | Mapping[str, Any] = "digits",
+    network: Mapping[str, Any] | None = None,
+    second_time: bool = False,
+    **train: Any,
+) -> ConfigDict:
+    """A card on the digits with the house's network; see `card`.
+
+    Args:
+      method: registry id.
+      options: options of its factory.
+      source: another source of digits, a name or a section.
+      network: arguments of the network.
+      second_time: whether the student is told the end time.
+      **train: see `card`.
+    """
+    built = _players(method, options, {"name": "mlp", **(network or {})}, second_time)
+    settings = {
+        "log_every": 20,
+        "checkpoint": {"every": 500, "keep": 2},
+        **train,
+    }
+    section = {"name": source} if isinstance(source, str) else source
+    return card(method, options, source=section, networks=built, **settings)
+
+
+def _players(
+    method: str,
+    options: Mapping[str, Any] | None,
+    network: Mapping[str, Any],
+    second_time: bool,
+) -> dict[str, dict[str, Any]]:
+    """Sections of the networks that a method wants around one kind of network."""
+    built = {"backbone": dict(network)}
+    roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
+    own: dict[str, Any] = {"second_time": True} if second_time else {}
+    if "guidance" in roles["student"].needs:
+        own["guidance"] = (0.1, 1000.0, 128)
+    if own:
+        # A target has the parameters of its student.
+        for role in ("student", "target"):
+            if role in roles:
+                built[role] = {**network, **own}
+    if "discriminator" in roles:
+        built["discriminator"] = {"name": "head"}
+    if "log_weight" in roles:
+        built["log_weight"] = {"name": "log_weight"}
+    if roles["student"].network == "policy":
+        built["policy"] = {"name": "policy"}
+    return built
+
+
+_CIFAR = {"sample_shape": (32, 32, 3), "num_classes": 10}
+_LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
+_LATENTS = {
+    "npz": {"path": "data/imagenet256_latents.npz", "images": False, **_LATENT},
+    "records": {"path": "data/imagenet256_latents", **_LATENT},
+}
+_IMAGENET = {"sample_shape": (64, 64, 3), "num_classes": 1000}
+# What the cards of a data set share that is meant for 16 chips, and the sources that
+# they take it from.
+_POD: dict[str, dict[str, Any]] = {
+    "cifar": {
+        "sources": {
+            "npz": {"path": "data/cifar10.npz", "images": True, **_CIFAR},
+            "records": {"path": "data/cifar10", **_CIFAR},
+            "tfds": {"dataset": "cifar10", **_CIFAR},
+        },
+        "network": {"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
+        "batch_size": 512,
+        "mesh": {"data": 16},
+    },
+    "latent": {
+        "sources": _LATENTS,
+        "network": {"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
+        "batch_size": 256,
+        "mesh": {"data": 16},
+    },
+    "latent_xl": {
+        "sources": _LATENTS,
+        "network": {"name": "dit", "size": "XL", "dtype": "bfloat16", "remat": "full"},
+        "batch_size": 256,
+        "mesh": {"fsdp": 16},
+        "frozen": {"dtype": "bfloat16"},
+    },
+    "imagenet64": {
+        "sources": {
+            "tfds": {"dataset": "imagenet2012", **_IMAGENET},
+            "image_folder": {"path": "data/imagenet/train", **_IMAGENET},
+            "records": {"path": "data/imagenet64", **_IMAGENET},
+        },
+        "network": {
+            "name": "dit",
+            "size": "B",
+            "patch": 4,
+            "dtype": "bfloat16",
+            "remat": "dots",
+        },
+        "batch_size": 256,
+        "mesh": {"data": 16},
+    },
+}
+
+
+def pod_card(
+    kind: str,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    lr: float,
+    source: str | None = None,
+    critics: tuple[str, ...] = (),
+    second_time: bool = False,
+) -> ConfigDict:
+    """A card on CIFAR-10, ImageNet latents or ImageNet images for 16 chips; see `card`.
+
+    Args:
+      kind: ``cifar``, ``latent``, ``latent_xl`` or ``imagenet64``.
+      method: registry id.
+      options: options of its factory.
+      lr: learning rate of the student and of the critics.
+      source: what the data is read from: ``npz``, ``records``, ``tfds`` or
+        ``image_folder``; default the first that the kind knows.
+      critics: roles that are trained beside it, without warm-up or EMA.
+      second_time: whether the student is told the end time.
+
+    Raises:
+      ValueError: on a source that the kind does not know.
+    """
+    shared = dict(_POD[kind])
+    known, network = shared.pop("sources"), shared.pop("network")
+    name = source or next(iter(known))
+    if name not in known:
+        raise ValueError(unknown(f"source of the {kind} cards", name, known))
+    critic = {"optimizer": "adamw", "lr": lr, "clip": 1.0}
+    student = {
+        **critic,
+        "schedule": {"name": "warmup_cosine", "warmup": 1000},
+        "ema": 0.9999,
+    }
+    return card(
+        method,
+        options,
+        source={"name": name, **known[name]},
+        networks=_players(method, options, network, second_time),
+        cycles=400_000,
+        student=student,
+        **dict.fromkeys(critics, critic),
+        **shared,
+    )
