@@ -192,6 +192,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     ahead.add_argument(
         "--topology", default="v5e:4x4", help="chips, for example v5e:4x4, v5p:2x2x2"
     )
+    ahead.add_argument(
+        "--quick", action="store_true", help="let the compiler try less hard"
+    )
 
     parsers.add_parser("methods", help="the catalogue: citation, data, networks")
 

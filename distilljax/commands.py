@@ -68,6 +68,7 @@ def compile_card(options: argparse.Namespace) -> int:
         found.train,
         sample=ahead.sample_of(outline, found.method.batch & {"eps", "y"}),
         topology=options.topology,
+        quick=options.quick,
     )
     print(result)
     return 0 if result.fits else 1

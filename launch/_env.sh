@@ -187,3 +187,27 @@ make_environment() {
   fi
   exec 9<&-
 }
+
+# Puts the compiler for TPUs into .venv/beside. Inside the environment jax would look for
+# chips whenever it starts. There are builds for x86-64 Linux alone; elsewhere its tests
+# say what is missing.
+make_compiler() {
+  local wanted target="$VENV/beside"
+  [ "$(uname -sm)" = "Linux x86_64" ] || return 0
+  lock
+  wanted="$("$VENV_PYTHON" -I -c '
+import importlib.metadata, re
+lines = importlib.metadata.requires("jax") or []
+print(*[re.split("[ ;]", line)[0] for line in lines if line.startswith("libtpu")])')"
+  if [ "$(cat "$target/.stamp" 2>/dev/null)" != "$wanted" ]; then
+    say "installing $wanted beside the environment (0.7 GB)"
+    rm -rf "$target"
+    PIP_USER=0 "$VENV_PYTHON" -I -m pip install --disable-pip-version-check \
+      --no-input --no-deps --target "$target" "$wanted" >"$VENV/compiler.log" 2>&1 || {
+      tail -n 30 "$VENV/compiler.log" >&2
+      die "the install failed (pip's last words are above)" "call again to repeat it"
+    }
+    printf '%s\n' "$wanted" >"$target/.stamp"
+  fi
+  exec 9<&-
+}

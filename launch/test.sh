@@ -4,7 +4,7 @@
 #   bash launch/test.sh [--full] [arguments of pytest, paths from the repository root]
 #
 # Without --full the tests marked "full" are left out and the rest takes at most
-# 10 minutes on 2 cores.
+# 15 minutes on 2 cores.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR
@@ -21,6 +21,7 @@ for argument in "$@"; do
 done
 
 make_environment test
+make_compiler
 cd "$ROOT"
 
 # Each worker gets its share of the cores, and no worker claims an accelerator.
