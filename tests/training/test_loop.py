@@ -1,6 +1,5 @@
 import json
 import os
-import pathlib
 import signal
 
 import jax
@@ -207,14 +206,6 @@ def test_other_config_is_refused_and_nothing_changes(tmp_path):
     with pytest.raises(ValueError, match="schedule.name: constant -> cosine"):
         train(method, NETWORKS, None, source(), cosine, tmp_path, progress=False)
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-
-
-def test_the_address_of_a_bucket_is_no_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for folder in ("gs://bucket/run", pathlib.Path("gs://bucket/run")):
-        with pytest.raises(ValueError, match="mount the bucket"):
-            train(small.regression(), NETWORKS, None, source(), CONFIG, folder)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_teacher_is_refused(tmp_path):
