@@ -87,12 +87,17 @@ FOLDERS = ("latent", "latent_xl", "cifar")
 CARDS = [f"{f}/{m}" for f in FOLDERS for m in ("scm", "mean_flow", "dmd2", "rcm")]
 # Chips that the cards are made for, and others.
 TOPOLOGIES = {"v5e:4x4": 16, "v5e:16x16": 256, "v6e:4x4": 16, "v5p:2x2x4": 16}
+HERE = "v5e:4x4"
+FURTHER = ["imagenet64/scm", *(f"{f}/teacher" for f in (*FOLDERS, "imagenet64"))]
 PAIRS = [
-    pytest.param(
-        card, topology, marks=() if topology == "v5e:4x4" else pytest.mark.full
-    )
-    for topology in TOPOLOGIES
-    for card in CARDS
+    *((card, HERE) for card in CARDS),
+    *(pytest.param(card, HERE, marks=pytest.mark.full) for card in FURTHER),
+    *(
+        pytest.param(card, topology, marks=pytest.mark.full)
+        for topology in TOPOLOGIES
+        for card in CARDS
+        if topology != HERE
+    ),
 ]
 
 
