@@ -1,10 +1,13 @@
-"""Trajectory distribution matching (tdm) of the digits teacher, for 1, 2 and 4 steps.
+"""Trajectory distribution matching (tdm) of the digits teacher, for 4 steps.
 
     distilljax train --config=configs/digits/tdm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
-Expected: not measured.
-Reproduces: no paper's row.
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 74 s on 2 shared cores.
+Expected: Frechet distance 13.00, 2.21, 1.51 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.996, recall at least 0.02.
+Reproduces: no paper's row. One step is not trained: the first of four is matched at
+noisy times only. One student for 1, 2 and 4 steps, whose cases share one fake score,
+ended at 13.0, 2.2, 1.5.
 """
 
 from distilljax.cards import digits_card
@@ -14,7 +17,7 @@ def get_config():
     return digits_card(
         "tdm",
         {
-            "steps": (1, 2, 4),
+            "steps": (4,),
             "critic_steps": 2,
             "metric": "half_mse",
             "floor": 0.05,
