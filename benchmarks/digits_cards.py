@@ -27,7 +27,6 @@ from distilljax.data import degraded_digits
 from distilljax.errors import unknown
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
 from distilljax.training.checkpoints import differing
-from distilljax.training.cost import run_evaluations
 
 TEACHER, RESTORER = "teacher", "restoration_teacher"
 # Cards that make teachers, sampled as teachers are.
@@ -161,7 +160,6 @@ class Job:
         return {
             "seconds": round(fitted.result.seconds, 1),
             "cpu_seconds": round(cpu, 1),
-            "network_evaluations": run_evaluations(fitted.result.setup),
             "by_nfe": by_nfe,
         }
 

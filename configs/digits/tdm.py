@@ -17,7 +17,7 @@ def get_config():
     return digits_card(
         "tdm",
         {
-            "steps": (4,),
+            "steps": (1, 1, 1, 1, 2, 4),
             "critic_steps": 2,
             "metric": "half_mse",
             "floor": 0.05,
