@@ -32,8 +32,15 @@ TEACHER, RESTORER = "teacher", "restoration_teacher"
 # Cards that make teachers, sampled as teachers are.
 FIELDS = (TEACHER, RESTORER, "denoising")
 RESTORING = (RESTORER, "tsd_sr")
-# Students of one step: nothing trains them at another.
-ONE_STEP = ("diff_instruct", "dmd", "f_distill", "progressive", "tsd_sr")
+# Students of one step: their cards train them at no other.
+ONE_STEP = (
+    "diff_instruct",
+    "dmd",
+    "f_distill",
+    "pi_flow",
+    "progressive",
+    "tsd_sr",
+)
 KEPT = ("frechet", "accuracy", "precision", "recall", "copies", "psnr")
 TINY_CYCLES, TINY_BATCH = 4, 208
 

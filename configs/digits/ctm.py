@@ -3,8 +3,9 @@
     distilljax train --config=configs/digits/ctm.py --teacher=runs/digits/teacher
 
 Hardware: 2 CPU cores. Cost: 1200 cycles of 128, 12 teacher evaluations a cycle on
-average; not measured.
-Expected: not measured.
+average, 130 s on 2 shared cores.
+Expected: Frechet distance 1.87, 1.17, 1.00 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.70.
 Reproduces: no paper's row.
 """
 
