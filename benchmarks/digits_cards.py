@@ -27,14 +27,20 @@ from distilljax.data import degraded_digits
 from distilljax.errors import unknown
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
 from distilljax.training.checkpoints import differing
-from distilljax.training.cost import run_evaluations
 
 TEACHER, RESTORER = "teacher", "restoration_teacher"
 # Cards that make teachers, sampled as teachers are.
 FIELDS = (TEACHER, RESTORER, "denoising")
 RESTORING = (RESTORER, "tsd_sr")
-# Students of one step: nothing trains them at another.
-ONE_STEP = ("diff_instruct", "dmd", "f_distill", "progressive", "tsd_sr")
+# Students of one step: their cards train them at no other.
+ONE_STEP = (
+    "diff_instruct",
+    "dmd",
+    "f_distill",
+    "pi_flow",
+    "progressive",
+    "tsd_sr",
+)
 KEPT = ("frechet", "accuracy", "precision", "recall", "copies", "psnr")
 TINY_CYCLES, TINY_BATCH = 4, 208
 
@@ -161,7 +167,6 @@ class Job:
         return {
             "seconds": round(fitted.result.seconds, 1),
             "cpu_seconds": round(cpu, 1),
-            "network_evaluations": run_evaluations(fitted.result.setup),
             "by_nfe": by_nfe,
         }
 

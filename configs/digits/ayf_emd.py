@@ -2,9 +2,13 @@
 
     distilljax train --config=configs/digits/ayf_emd.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256; not measured.
-Expected: not measured.
-Reproduces: no paper's row.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 88 s on 2 shared cores.
+Expected: Frechet distance 1.56, 1.33, 1.24 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.996, recall at least 0.77.
+Reproduces: no paper's row. The law is `mean_flow`'s. The paper's kind,
+Interval(LogitNormal(0.0, 1.5)), sends few jumps to the data, from which the Eulerian
+loss propagates: 5.9, 7.0, 10.0 with it, and 17, 27, 31 without the tangent's
+normalisation too.
 """
 
 from distilljax.recipes import digits_card
@@ -13,7 +17,10 @@ from distilljax.recipes import digits_card
 def get_config():
     return digits_card(
         "ayf_emd",
-        {"law": "Interval(LogitNormal(0.0, 1.5))", "warmup": "Ramp(300, 0.0, 0.99)"},
+        {
+            "law": "Pair(LogitNormal(-0.6, 1.6), 0.15, 0.6, 0.0)",
+            "warmup": "Ramp(300, 0.0, 0.99)",
+        },
         second_time=True,
         cycles=1800,
         batch_size=256,

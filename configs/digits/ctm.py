@@ -2,9 +2,10 @@
 
     distilljax train --config=configs/digits/ctm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 12 teacher evaluations a cycle on
-average; not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1200 cycles of 128, 12 teacher evaluations a cycle on
+average, 130 s on 2 shared cores.
+Expected: Frechet distance 1.87, 1.17, 1.00 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.70.
 Reproduces: no paper's row.
 """
 
@@ -16,8 +17,8 @@ def get_config():
         "ctm",
         {"segments": 8, "grid": "EvenGrid()", "target_decay": 0.95},
         second_time=True,
-        cycles=1800,
-        batch_size=256,
+        cycles=1200,
+        batch_size=128,
         student={
             "optimizer": "adamw",
             "lr": 5e-4,

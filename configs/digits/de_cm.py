@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/de_cm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 233 s on 2 shared cores.
+Expected: Frechet distance 1.57, 1.63, 1.57 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.997, recall at least 0.66.
 Reproduces: no paper's row.
 """
 

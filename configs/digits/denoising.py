@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/denoising.py
 
-Hardware: 2 CPU cores. Cost: 2500 cycles of 256, not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 2500 cycles of 256, 90 s on 2 shared cores.
+Expected: Frechet distance 1.16 (one seed) times the teacher's with Heun at 50
+evaluations, accuracy at least 0.997, recall at least 0.78.
 Reproduces: no paper's row.
 """
 

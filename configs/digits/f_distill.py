@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/f_distill.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 183 s on 2 shared cores.
+Expected: Frechet distance 1.41 (one seed) times the teacher's at 1 step, accuracy at
+least 0.998, recall at least 0.72.
 Reproduces: no paper's row.
 """
 

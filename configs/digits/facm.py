@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/facm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 208 s on 2 shared cores.
+Expected: Frechet distance 1.52, 1.78, 1.91 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.995, recall at least 0.68.
 Reproduces: no paper's row.
 """
 

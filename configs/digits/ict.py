@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/ict.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 84 s on 2 shared cores.
+Expected: Frechet distance 1.60, 1.35, 1.37 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.996, recall at least 0.77.
 Reproduces: no paper's row.
 """
 

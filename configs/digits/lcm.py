@@ -2,9 +2,12 @@
 
     distilljax train --config=configs/digits/lcm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256, not measured.
-Expected: not measured.
-Reproduces: no paper's row.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 54 s on 2 shared cores.
+Expected: Frechet distance 1.68, 1.64, 1.71 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.63.
+Reproduces: no paper's row. Guidance is off: the teacher knows no null class, since it
+was trained without dropping labels. Scales drawn from 1 to 2 against it ended at 4.8,
+6.4, 8.6.
 """
 
 from distilljax.recipes import digits_card
@@ -15,7 +18,7 @@ def get_config():
         "lcm",
         {
             "segments": 20,
-            "guidance": (1.0, 2.0),
+            "guidance": 1.0,
             "target_decay": 0.9,
         },
         cycles=1800,

@@ -2,9 +2,10 @@
 
     distilljax train --config=configs/digits/reflow.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256 with 16 teacher evaluations; not
-measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256 with 16 teacher evaluations, 133 s on 2
+shared cores.
+Expected: Frechet distance 1.71, 1.51, 1.40 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.997, recall at least 0.76.
 Reproduces: no paper's row.
 """
 

@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/shortcut.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1800 cycles of 256; not measured.
-Expected: not measured.
+Hardware: 2 CPU cores. Cost: 1800 cycles of 256, 160 s on 2 shared cores.
+Expected: Frechet distance 1.94, 1.58, 1.29 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.69.
 Reproduces: no paper's row. A teacher gives the velocity, and half of the samples jump.
 """
 

@@ -2,9 +2,13 @@
 
     distilljax train --config=configs/digits/tdm.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1000 cycles of 130, not timed.
-Expected: not measured.
-Reproduces: no paper's row.
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 129 s on 2 shared cores.
+Expected: Frechet distance 6.23, 1.64, 1.84 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.17.
+Reproduces: no paper's row. One fake score serves the cases of all steps and mostly sees
+the better ones, so that one step gets little push, though four of ten draws are for it;
+it covers little of the data. Steps (1, 2, 4) ended at 13.0, 2.2, 1.5, (4,) at 21.6,
+5.2, 1.7. For one step take `dmd` or `diff_instruct`.
 """
 
 from distilljax.recipes import digits_card
@@ -14,7 +18,7 @@ def get_config():
     return digits_card(
         "tdm",
         {
-            "steps": (1, 2, 4),
+            "steps": (1, 1, 1, 1, 2, 4),
             "critic_steps": 2,
             "metric": "half_mse",
             "floor": 0.05,
