@@ -8,7 +8,6 @@ x = distilljax.sample(student, steps=2, labels=[0, 1, 2])
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from distilljax.training.config import TrainConfig
 from distilljax.training.export import load_params, save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
 from distilljax.training.roles import network_of
+from distilljax.training.versions import read_record
 
 GRID_STEPS = {"flow_matching": 16}
 
@@ -188,7 +188,7 @@ def load(folder: str | os.PathLike) -> Fitted:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
-    record = json.loads(path.read_text())
+    record = read_record(path)
     if "card" not in record:
         raise ValueError(
             f"the run in {folder} was not started from a card, so its network is not "

@@ -7,6 +7,7 @@ Every path of a run folder or of data is an `epath.Path`. A bucket needs the cli
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -18,6 +19,8 @@ from etils import epath
 
 # Seconds between two writes of a growing file in a bucket, which takes whole files.
 REWRITE_SECONDS = 30.0
+# No space, over the quota, larger than a file may be.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -28,6 +31,26 @@ def is_local(path: str | os.PathLike) -> bool:
 def absolute(path: str | os.PathLike) -> epath.Path:
     """The path from the root; one in a bucket already is."""
     return epath.Path(os.path.abspath(path) if is_local(path) else path)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Names the file and the mend where a disk is full.
+
+    Raises:
+      OSError: with the number of the one that came.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"{error.strerror}: {os.fspath(path)!r} could not be written. What was "
+            "saved before is intact; free space there or choose another folder, then "
+            "make the same call again",
+        ) from error
 
 
 @contextlib.contextmanager
@@ -47,19 +70,20 @@ def whole(path: str | os.PathLike) -> Iterator[str]:
       OSError: if it cannot be written; nothing is left behind.
     """
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not is_local(path):
-        with tempfile.TemporaryDirectory() as folder:
-            local = os.path.join(folder, path.name)
-            yield local
-            epath.Path(local).copy(path, overwrite=True)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield os.fspath(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(path):
+            with tempfile.TemporaryDirectory() as folder:
+                local = os.path.join(folder, path.name)
+                yield local
+                epath.Path(local).copy(path, overwrite=True)
+            return
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield os.fspath(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -114,8 +138,9 @@ class Appender:
     def write(self, line: str) -> None:
         """Appends a line, which ends with a newline."""
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with naming(self._path):
+                self._file.write(line)
+                self._file.flush()
             return
         self._text.append(line)
         self._unsaved = True

@@ -44,6 +44,9 @@ class NoArrays:
     def save(self, *args):
         pass
 
+    def check(self):
+        pass
+
     def close(self):
         pass
 

@@ -12,13 +12,13 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from concurrent import futures
 from typing import NoReturn
 
 import grain
 import jax
 import numpy as np
 
+from distilljax.data.readers import Ended, Hanging, Readers
 from distilljax.data.sources import Sample, Source
 
 
@@ -33,7 +33,7 @@ class _Stacks(Sequence):
         seed: int | None,
         offset: int,
         repeat: bool,
-        pool: futures.Executor | None,
+        pool: Readers | None,
     ):
         self._source = source
         self._pool = pool
@@ -71,30 +71,34 @@ class _Stacks(Sequence):
         return jax.tree.map(lambda a: a.reshape(kept.shape + a.shape[1:]), rows)
 
 
-def take(
-    source: Source, indices: np.ndarray, pool: futures.Executor | None = None
-) -> Sample:
+def take(source: Source, indices: np.ndarray, pool: Readers | None = None) -> Sample:
     """Samples of a source at ``indices [n]``, as a dict of fresh arrays ``[n, ...]``.
 
     Args:
       source: the source; without ``take`` of its own it is read item by item.
       indices: which samples.
-      pool: reads items side by side.
+      pool: reads, items side by side.
 
     Raises:
       ValueError: if the source raises, naming it and the sample.
+      Hanging: if the pool waits for it too long.
     """
     gather = getattr(source, "take", None)
+    who = f"source {_name(source)}: samples {_listed(indices)}"
     if gather is not None:
         try:
-            return gather(indices)
+            if pool is None:
+                return gather(indices)
+            return pool.map(gather, [indices], who)[0]
+        except (Hanging, Ended):
+            raise
         except Exception as error:  # what a source raises is not known here
             _blame(source, _culprit(source, indices), error)
     size = max(1, -(-len(indices) // _PARTS))
     parts = [indices[i : i + size] for i in range(0, len(indices), size)]
     read = functools.partial(_items, source)
-    spread = map if pool is None else pool.map
-    rows = [row for part in spread(read, parts) for row in part]
+    done = map(read, parts) if pool is None else pool.map(read, parts, who)
+    rows = [row for part in done for row in part]
     try:
         return jax.tree.map(lambda *values: np.stack(values), *rows)
     except ValueError as error:
@@ -147,13 +151,21 @@ def _blame(source: Source, what: str, error: Exception) -> NoReturn:
     ) from error
 
 
-def _pool(source: Source) -> futures.Executor | None:
-    """Threads for a source that is read item by item, as many as it asks for."""
-    threads = getattr(source, "read_threads", None)
-    if threads is None or getattr(source, "take", None) is not None:
-        return None
-    threads = threads or os.cpu_count() or 1
-    return futures.ThreadPoolExecutor(threads, "distilljax_read")
+def readers(source: Source, timeout: float = 0.0) -> Readers:
+    """Threads for a source, as many as it asks for; one if it is read as a whole.
+
+    Args:
+      source: the source.
+      timeout: see `Readers`.
+    """
+    threads = getattr(source, "read_threads", None) if _by_item(source) else 1
+    return Readers(threads or os.cpu_count() or 1, timeout)
+
+
+def _by_item(source: Source) -> bool:
+    """Whether it is read item by item, by threads that it asks for."""
+    asks = getattr(source, "read_threads", None) is not None
+    return asks and getattr(source, "take", None) is None
 
 
 def _positive(**values: int) -> None:
@@ -175,6 +187,7 @@ def batches(
     process_count: int = 1,
     offset: int = 0,
     prefetch: int = 4,
+    pool: Readers | None = None,
 ) -> grain.DatasetIterator:
     """Batches of a source for one training cycle after another.
 
@@ -197,6 +210,8 @@ def batches(
       offset: samples of the stream that were used before the first stack (for a change
         of ``stack`` between training stages).
       prefetch: stacks made in advance by one background thread; 0 makes each on demand.
+      pool: threads that read, and limit how long a source may hang; see `readers`.
+        Default no limit.
 
     Returns:
       An iterator over dicts of fresh numpy arrays ``[stack, accumulate, B, ...]`` with
@@ -238,7 +253,7 @@ def batches(
         seed if shuffle else None,
         offset,
         repeat,
-        _pool(source),
+        readers(source) if pool is None and _by_item(source) else pool,
     )
     if len(stacks) == 0:
         raise ValueError(

@@ -11,7 +11,10 @@ import numpy as np
 
 from distilljax.errors import unknown
 from distilljax.method import Method, Phase, batches
+from distilljax.training.checkpoints import changes
+from distilljax.training.config import TrainConfig
 from distilljax.training.roles import Setup
+from distilljax.training.state import leaves
 
 
 def _all_phases(method: Method) -> tuple[tuple[Phase, ...], ...]:
@@ -206,8 +209,100 @@ def check_frozen(now: int, meta: Mapping[str, Any]) -> None:
     Raises:
       ValueError: if they differ.
     """
-    if now != meta["frozen"]:
+    if now != meta.get("frozen"):
         raise ValueError(
             "params: the frozen roles (the teacher) have other parameters than when "
             "this run was started; pass the same ones, or choose another folder"
         )
+
+
+def check_run(
+    step: int, meta: Mapping[str, Any], record: Mapping[str, Any], config: TrainConfig
+) -> None:
+    """Checks that a checkpoint is of this run and was not put into its folder.
+
+    Args:
+      step: of the checkpoint.
+      meta: what was saved with it; one of an older version has no record.
+      record: of this run.
+      config: of this run.
+
+    Raises:
+      ValueError: if it is of another run.
+    """
+    changed = changes(meta["run"], record, config) if "run" in meta else []
+    if changed:
+        raise ValueError(
+            f"checkpoint {step} is of another run than its folder's config.json (there "
+            f"-> now): {'; '.join(changed)}. It is left as it is; move it away to use "
+            "an older one, or choose another folder"
+        )
+
+
+@jax.jit
+def _all_finite(leaf: jax.Array) -> jax.Array:
+    return jnp.isfinite(leaf).all()
+
+
+def not_finite(tree: Any) -> list[str]:
+    """Paths of the leaves that are not finite."""
+    floats = {
+        name: _all_finite(leaf)
+        for name, leaf in leaves(tree).items()
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    }
+    return [name for name, fine in jax.device_get(floats).items() if not fine]
+
+
+def check_finite(params: Mapping[str, Any]) -> None:
+    """Checks the parameters by role that a run starts with.
+
+    Raises:
+      ValueError: naming the role and its leaves that are not finite.
+    """
+    for role, tree in params.items():
+        broken = not_finite(tree)
+        if broken:
+            raise ValueError(
+                f"role {role!r}: its parameters {_few(broken)} are not finite (NaN or "
+                "infinite); pass those of a checkpoint that is sound, or repair the "
+                "init of the network"
+            )
+
+
+def _few(names: list[str]) -> str:
+    text = ", ".join(repr(name) for name in names[:4])
+    return text + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def why_skipped(
+    setup: Setup, step: int, metrics: Mapping[str, Any], kept: Any, batch: Any
+) -> str:
+    """What to say when too many updates in a row were skipped.
+
+    Args:
+      setup: what the programs share.
+      step: the cycle.
+      metrics: of that cycle.
+      kept: trees of the state and the frozen parameters.
+      batch: the newest batch.
+    """
+    counts = {k.split("/")[1]: v for k, v in metrics.items() if "skipped/" in k and v}
+    roles = ", ".join(f"{role} {int(count)}" for role, count in counts.items())
+    terms = sorted(k for k, v in metrics.items() if not np.isfinite(v).all())
+    found = [f"terms and norms {_few(terms)}"] if terms else []
+    fields, arrays = not_finite(batch), not_finite(kept)
+    if fields:
+        found.append(
+            f"data fields {_few(fields)} of the newest batch (repair the source)"
+        )
+    if arrays:
+        found.append(f"arrays {_few(arrays)} (start from others)")
+    safe = "" if arrays else "Parameters, optimizers, averages and memory are finite. "
+    return (
+        f"cycle {step}: {setup.config.max_skipped} updates in a row had gradients that "
+        f"are not finite and were skipped (by role, of the whole run: {roles}). Not "
+        f"finite now: {'; '.join(found) or 'nothing'}. Lower the learning rate, clip, "
+        f"or raise max_skipped. {safe}Checkpoints are intact: the same call continues "
+        "from the newest"
+    )

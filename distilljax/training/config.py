@@ -322,6 +322,8 @@ class TrainConfig:
       sample_every: cycles between calls of the sample hook; 0 for none.
       evaluate_every: cycles between calls of the evaluation hook; 0 for none.
       max_skipped: non-finite updates of a role in a row after which training stops.
+      data_timeout: seconds without a sample after which a source counts as hanging and
+        training stops; 0 waits for ever.
       checkpoint: when to save and what to keep.
       frozen: how the parameters of frozen roles are held.
       roles: settings by role.
@@ -338,6 +340,7 @@ class TrainConfig:
     sample_every: int = 0
     evaluate_every: int = 0
     max_skipped: int = 20
+    data_timeout: float = 600.0
     checkpoint: CheckpointConfig = CheckpointConfig()
     frozen: FrozenConfig = FrozenConfig()
     roles: Mapping[str, RoleConfig] = dataclasses.field(default_factory=dict)
@@ -345,7 +348,7 @@ class TrainConfig:
 
     def __post_init__(self):
         least = {"cycles": 1, "batch_size": 1, "log_every": 1, "max_skipped": 1}
-        least |= {"sample_every": 0, "evaluate_every": 0}
+        least |= {"sample_every": 0, "evaluate_every": 0, "data_timeout": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 came = getattr(self, name)

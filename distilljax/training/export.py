@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,11 @@ def load_params(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file) as found:
             flat = dict(found)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is damaged ({error}); write it again") from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); make the call that trained the run again: "
+            "it writes the file from the newest checkpoint"
+        ) from error
     for name, leaf in flat.items():
         *parents, last = name.split("/")
         node = out

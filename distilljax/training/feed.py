@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from distilljax.data.readers import Readers
 from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
 from distilljax.training.placement import ROWS, sharding, share
@@ -51,6 +52,7 @@ class Feed:
                 )
         self._stage = -1
         self._iterator: Any = data if self._given else None
+        self._readers = Readers(1, config.data_timeout)
 
     def _samples_before(self, stage: int) -> int:
         start, total = 0, 0
@@ -66,6 +68,7 @@ class Feed:
         config, method = self._config, self._method
         stages = method.stages
         phases = stages[stage].phases if stage < len(stages) else method.phases
+        self._readers = pipeline.readers(self._data, config.data_timeout)
         stacked = config.stacked(method.trained)
         self._iterator = pipeline.batches(
             self._data,
@@ -76,6 +79,7 @@ class Feed:
             process_index=self._share[0],
             process_count=self._share[1],
             offset=self._samples_before(stage),
+            pool=self._readers,
         )
 
     def next(self, step: int) -> Any:
@@ -83,12 +87,16 @@ class Feed:
 
         Raises:
           ValueError: if an iterator given ends before the run.
+          TimeoutError: if the source or iterator hangs, see ``data_timeout``.
         """
         stage = stage_of(self._method, step)
         if stage != self._stage and not self._given:
             self._open(stage)
         self._stage = stage
         try:
+            if self._given:
+                name = f"data iterator {type(self._data).__name__}: cycle {step}"
+                return self._readers.map(next, [self._iterator], name)[0]
             return next(self._iterator)
         except StopIteration:
             raise ValueError(
@@ -112,7 +120,8 @@ class Feed:
         self._stage = stage
 
     def close(self) -> None:
-        """Ends the threads of an iterator that was opened here."""
+        """Ends the threads that read, and an iterator that was opened here."""
+        self._readers.close()
         if not self._given and hasattr(self._iterator, "close"):
             self._iterator.close()
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from distilljax._version import __version__
@@ -25,11 +24,12 @@ from distilljax.training.checkpoints import Checkpoints, claim, fingerprint
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.feed import Feed, place, stage_of
+from distilljax.training.lock import Lock
 from distilljax.training.profile import Profile
 from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
 from distilljax.training.roles import make_setup, run_mesh
 from distilljax.training.state import Params, abstract, create_frozen, create_state
-from distilljax.training.writers import Progress, Writers, open_writers
+from distilljax.training.writers import Progress, Writers, close_all, open_writers
 
 # Cycles dispatched before their metrics are read: so many, but not more than fit into
 # so many seconds, since a signal or a broken update is noticed that much later.
@@ -75,6 +75,8 @@ def train(
     Raises:
       ValueError: at the start, on input that does not fit; see `checks`.
       FloatingPointError: after ``max_skipped`` non-finite updates in a row.
+      TimeoutError: if the data hangs, see ``data_timeout``.
+      OSError: if something cannot be saved; what was saved before is intact.
       Interrupted: after SIGTERM or SIGINT with a folder, when everything is saved.
     """
     method = check(method)
@@ -82,14 +84,20 @@ def train(
     path = None if folder is None else epath.Path(folder)
     where = None if path is None else path / "profile"
     traced = Profile(profile, where, config.cycles)
-    run = _Run(method, networks, params, data, config, sample_shape)
+    run = _Run(method, params, data, config)
     run.profile = traced
     try:
+        run.prepare(method, networks, data, sample_shape)
         run.open(path, data, card, progress)
         with Signals(path is not None) as signals:
             run.loop(hooks, signals)
-    finally:
-        run.close()
+    except BaseException as error:
+        for further in run.close():
+            error.add_note(f"While ending: {further}")
+        raise
+    failed = run.close()
+    if failed:
+        raise failed[0]
     result = run.result(path)
     if signals.came is not None:
         raise Interrupted(signals.came, result)
@@ -99,16 +107,21 @@ def train(
 class _Run:
     """One call of `train`."""
 
+    lock: Lock | None = None
     saves: Checkpoints | None = None
     writers = Writers(())
     profile = Profile(None, None)
     bar: Progress | None = None
 
-    def __init__(self, method, networks, params, data, config, sample_shape):
+    def __init__(self, method, params, data, config):
         checks.check_source(method, data)
         self.config, self.given = config, params
-        mesh = run_mesh(config)
-        self.feed = Feed(method, data, config, mesh)
+        self.mesh = run_mesh(config)
+        self.feed = Feed(method, data, config, self.mesh)
+
+    def prepare(self, method, networks, data, sample_shape) -> None:
+        """Reads the first batch and checks that all fits together."""
+        config, mesh = self.config, self.mesh
         first = self.feed.next(0)
         shape = checks.sample_shape(first, sample_shape, data)
         self.setup = make_setup(
@@ -117,7 +130,8 @@ class _Run:
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)
         checks.check_batch(self.setup, first)
-        self.frozen = create_frozen(self.setup, params)
+        self.frozen = create_frozen(self.setup, self.given)
+        checks.check_finite(self.frozen)
         self.batch = place(self.setup, first)
         self.programs: dict[int, Cycle] = {}
         self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
@@ -130,16 +144,20 @@ class _Run:
         """Restores the newest whole checkpoint, or creates the state."""
         method, config, restored = self.setup.method, self.config, None
         if folder is not None:
+            if jax.process_index() == 0:
+                self.lock = Lock(folder)
             run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
             record = {**run, **(card or {})}
-            claim(folder, config, record)
+            self.meta["run"] = claim(folder, config, record)
             self.meta["frozen"] = fingerprint(self.frozen)
             self.saves = Checkpoints(folder, config.checkpoint)
             restored = self.saves.restore(abstract(self.setup, self.given))
         if restored is None:
             self.state = create_state(self.setup, self.given)
+            checks.check_finite(self.state.params)
         else:
             checks.check_frozen(self.meta["frozen"], restored.meta)
+            checks.check_run(restored.step, restored.meta, self.meta["run"], config)
             self.step, self.state = restored.step, restored.state
             self.before = restored.meta["seconds"]
             self.feed.restore(restored.data, self.step)
@@ -150,6 +168,8 @@ class _Run:
             self.writers = open_writers(folder, self.step, config.loggers, record)
         shown = progress and jax.process_index() == 0
         self.bar = Progress(method.name, config.cycles, self.step, shown)
+        if self.lock is not None and self.lock.note:
+            self.bar.say(f"{method.name}: {self.lock.note}")
         if restored is not None:
             past = ", past those to trace" if self.profile.missed(self.step) else ""
             self.bar.say(f"{method.name}: continues after cycle {self.step}{past}")
@@ -209,6 +229,8 @@ class _Run:
         """Reads the metrics of the cycles that are pending, in order."""
         if not self.pending:
             return
+        if self.saves is not None:
+            self.saves.check()
         pending, self.pending = self.pending, []
         assert self.bar is not None
         for (step, metrics), rows in zip(
@@ -217,7 +239,15 @@ class _Run:
             strict=True,
         ):
             if rows >= self.config.max_skipped:
-                raise FloatingPointError(self.skipped(step, jax.device_get(metrics)))
+                raise FloatingPointError(
+                    checks.why_skipped(
+                        self.setup,
+                        step,
+                        jax.device_get(metrics),
+                        {"frozen": self.frozen, "state": self.state},
+                        self.batch,
+                    )
+                )
             first, last = step == 1, step == self.config.cycles
             if first or last or _due(self.config.log_every, step):
                 self.log(
@@ -234,16 +264,6 @@ class _Run:
         self.record = {**values, "seconds": self.seconds}
         self.writers.write(step, self.record)
         self.bar.note(step, values)
-
-    def skipped(self, step: int, metrics: Mapping[str, Any]) -> str:
-        roles = [k.split("/")[1] for k, v in metrics.items() if "skipped/" in k and v]
-        broken = sorted(k for k, v in metrics.items() if not np.isfinite(v).all())
-        return (
-            f"cycle {step}: {self.config.max_skipped} updates in a row had gradients "
-            f"that are not finite (roles with skipped updates: {', '.join(roles)}; not "
-            f"finite now: {', '.join(broken) or 'nothing'}); lower the learning rate, "
-            "clip, or raise max_skipped"
-        )
 
     def call_hooks(self, hooks: Hooks, ended: bool) -> dict[str, float] | None:
         """Runs the hooks that are due; metrics of the evaluation hook if it ran."""
@@ -283,12 +303,11 @@ class _Run:
             folder,
         )
 
-    def close(self) -> None:
-        """Waits for the last checkpoint and ends threads and files."""
+    def close(self) -> list[Exception]:
+        """Waits for the last checkpoint, ends threads and files; says what failed."""
         self.profile.close()
-        for part in (self.saves, self.writers, self.bar, self.feed):
-            if part is not None:
-                part.close()
+        parts = (self.saves, self.writers, self.bar, self.feed, self.lock)
+        return close_all(part for part in parts if part is not None)
 
 
 def _due(every: int, step: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -85,6 +86,9 @@ class Hooks(NamedTuple):
     evaluate: Callable[[View], Mapping[str, float]] | None = None
 
 
+_SAVING = "saving after this cycle, then ending; Ctrl-C (again) ends at once"
+
+
 class Signals:
     """Notes SIGTERM and SIGINT while it is entered; a second SIGINT acts at once."""
 
@@ -104,6 +108,8 @@ class Signals:
         if self.came is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.came = number
+        # The bar may be half written when a signal comes, and print is not reentrant.
+        os.write(2, f"\n{signal.Signals(number).name}: {_SAVING}\n".encode())
 
     def __exit__(self, *_) -> None:
         for number, old in self._old.items():

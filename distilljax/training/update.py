@@ -215,42 +215,43 @@ class Update:
         parts, whole = self.split(batch, collected)
         joined(self.label, parts, whole)
         key = jax.random.fold_in(self.key, repeat)
-        grads, metrics, memory = self.accumulated(
+        grads, metrics, new = self.accumulated(
             params, parts, whole, memory, key, repeat
         )
+        sound = fine = _sound(new, memory)
         if self.phase.merge is not None:
             grads = self.phase.merge(grads, self.step)
         params, opt, counters = dict(params), dict(opt), dict(counters)
         for role in self.phase.trains:
             with jax.named_scope("optimizer"):
-                params[role], opt[role], counters[role], norms = self.applied(
-                    role, grads[role], params[role], opt[role], counters[role]
+                params[role], opt[role], counters[role], norm = self.applied(
+                    role, grads[role], params[role], opt[role], counters[role], sound
                 )
-            metrics.update(norms)
-        return (params, opt, counters, memory), metrics
+            metrics[f"grad_norm/{role}"] = norm
+            fine &= jnp.isfinite(norm)
+        return (params, opt, counters, _kept(fine, new, memory)), metrics
 
-    def applied(self, role, grads, params, opt, counters):
-        """One optimizer step; nothing changes if the gradient is not finite."""
+    def applied(self, role, grads, params, opt, counters, sound):
+        """One optimizer step; nothing changes if the gradient is not finite.
+
+        Nor does it if the update is not ``sound`` otherwise.
+        """
         grads = self.setup.placed(role, grads)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm)
+        finite = jnp.isfinite(norm) & sound
         clip = self.setup.config.role(role).clip
         if clip is not None:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
             grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
         updates, new = self.setup.optimizers[role].update(grads, opt, params)
         stepped = optax.apply_updates(params, updates)
-
-        def kept(a, b):
-            return jax.tree.map(lambda x, y: jnp.where(finite, x, y), a, b)
-
         missed = jnp.where(finite, 0, 1)
         counters = {
             "skipped": counters["skipped"] + missed,
             "in_a_row": (counters["in_a_row"] + missed) * missed,
         }
-        metrics = {f"grad_norm/{role}": norm}
-        return kept(stepped, params), kept(new, opt), counters, metrics
+        params, opt = _kept(finite, (stepped, new), (params, opt))
+        return params, opt, counters, norm
 
     def collect(self, params, memory, batch: Data, collected: Data, repeat: Array):
         """Results of a collect phase for one batch, metrics and memory."""
@@ -262,10 +263,31 @@ class Update:
         found: Any = self.phase.collect(ctx.of("collect"))
         out = found if isinstance(found, Out) else Out(found)
         owner = f"collect of phase {self.phase.name!r}"
-        memory = self.remember(memory, owner, out.memory)
         metrics = {f"{self.phase.name}/{k}": v for k, v in out.metrics.items()}
+        if out.memory:
+            new = self.remember(memory, owner, out.memory)
+            fine = _sound(new, memory)
+            memory = _kept(fine, new, memory)
+            missed = 1.0 - fine.astype(jnp.float32)
+            metrics[f"{self.phase.name}/memory_skipped"] = missed
         values: Any = out.values
         return dict(values), metrics, memory
+
+
+def _sound(new: Any, old: Any) -> Array:
+    """Whether numbers of a tree are finite where those before were."""
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    fine = [
+        jnp.all(jnp.isfinite(x) | ~jnp.isfinite(y))
+        for x, y in pairs
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.array(fine, bool))
+
+
+def _kept(fine: Array, new: Any, old: Any) -> Any:
+    """The new tree if all went well, else the old one."""
+    return jax.tree.map(lambda x, y: jnp.where(fine, x, y), new, old)
 
 
 def _zeros(leaf: Array) -> Array:

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -58,9 +58,24 @@ class Writers:
             part.images(step, images)
 
     def close(self) -> None:
-        """Closes each."""
-        for part in self._parts:
+        """Closes each.
+
+        Raises:
+          Exception: the first of those that closing raised.
+        """
+        for error in close_all(self._parts):
+            raise error
+
+
+def close_all(parts: Iterable[Any]) -> list[Exception]:
+    """Closes every part, whatever the others raise; returns that."""
+    failed = []
+    for part in parts:
+        try:
             part.close()
+        except Exception as error:  # the caller raises or reports it
+            failed.append(error)
+    return failed
 
 
 def open_writers(

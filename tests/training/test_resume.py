@@ -28,6 +28,8 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
     )
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-2000:]
     assert not (folder / "checkpoints" / "12").exists()
+    # Its lock names it, and does not outlive it.
+    assert json.loads((folder / ".lock").read_text())["process"] > 0
     # Metrics are read in groups, so that the last few cycles may not be written; those
     # up to the checkpoint are, and the rest is trained and written again.
     assert max(record["step"] for record in records(folder)) in range(4, 8)
@@ -35,6 +37,7 @@ def test_a_killed_run_continues_bit_for_bit(tmp_path):
         # A save that was under way when the run was killed is said to be partial.
         warnings.filterwarnings("ignore", ".*is partial.*")
         again = killed.run(folder)
+    assert (folder / ".lock").read_text() == ""
     assert equal(again.state, whole.state)
     assert equal(again.params(), whole.params())
     assert records(folder) == records(tmp_path / "whole")

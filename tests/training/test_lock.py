@@ -1,0 +1,60 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from etils import epath
+
+from distilljax.training.lock import Lock
+
+HOLD = """
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.flock(file, fcntl.LOCK_EX)
+os.write(file, sys.argv[2].encode())
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_one_at_a_time(tmp_path):
+    folder = epath.Path(tmp_path / "run")
+    first = Lock(folder)
+    words = rf"run'.* in use by process {os.getpid()} on .* since .*another folder"
+    with pytest.raises(ValueError, match=words):
+        Lock(folder)
+    first.close()
+    first.close()
+    second = Lock(folder)
+    assert second.note == ""
+    second.close()
+    assert [path.name for path in folder.iterdir()] == [".lock"]
+    assert (folder / ".lock").read_text() == ""
+
+
+@pytest.mark.parametrize("text", ["", '{"host": "a", "pro'])
+def test_a_killed_holder_is_replaced_with_a_word(tmp_path, text):
+    record = {"host": "there", "process": 123, "since": "monday"}
+    text = text or json.dumps(record)
+    command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock"), text]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    named = "another process" if text[-1] != "}" else "process 123 on there since mon"
+    with subprocess.Popen(command, **pipes) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=re.escape(named)):
+            Lock(epath.Path(tmp_path))
+        holder.kill()
+    lock = Lock(epath.Path(tmp_path))
+    assert named in lock.note
+    assert "killed" in lock.note
+    lock.close()
+
+
+def test_a_bucket_has_no_lock(bucket):
+    locks = [Lock(epath.Path(f"{bucket}/run")) for _ in range(2)]
+    assert [lock.note for lock in locks] == ["", ""]
+    for lock in locks:
+        lock.close()
+    assert not (epath.Path(bucket) / "run" / ".lock").exists()

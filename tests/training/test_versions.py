@@ -1,0 +1,108 @@
+import json
+
+import pytest
+from etils import epath
+
+from distilljax import __version__
+from distilljax.training.checkpoints import claim
+from distilljax.training.config import TrainConfig
+
+CONFIG = TrainConfig.of({"student": {"lr": 0.5}, "max_skipped": 3})
+CARD = {"method": "m", "card": {"width": 8}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with the config of a run and the record of its checkpoint."""
+    folder = epath.Path(tmp_path)
+    record = claim(folder, CONFIG, CARD)
+    for step in (2, 10):
+        meta = folder / "checkpoints" / str(step) / "meta" / "metadata"
+        meta.parent.mkdir(parents=True)
+        meta.write_text(json.dumps({"run": record}))
+    return folder
+
+
+def edited(folder, change):
+    path = folder / "config.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return path.read_text()
+
+
+def older(record):
+    record["version"] = "0.0.1"
+    del record["train"]["fuse"], record["train"]["checkpoint"]["best_mode"]
+    for section in (record["train"]["default"], record["train"]["roles"]["student"]):
+        del section["rules"], section["schedule"]["restart"]
+
+
+def test_keys_that_an_older_version_lacked_take_their_defaults(run):
+    edited(run, older)
+    record = claim(run, CONFIG, CARD)
+    assert record["version"] == __version__
+    assert json.loads((run / "config.json").read_text()) == record
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"fuse": "phase"}, "train.fuse: cycle -> phase"),
+        ({"student": {"lr": 0.5, "rules": []}}, "student.rules: None -> "),
+        ({"student": {"lr": 0.1}}, "student.lr: 0.5 -> 0.1"),
+    ],
+)
+def test_settings_other_than_those_of_an_older_version(run, values, words):
+    before = edited(run, older)
+    with pytest.raises(ValueError, match=words) as error:
+        claim(run, TrainConfig.of({"max_skipped": 3, **values}), CARD)
+    for text in ("distilljax 0.0.1", "lacked stands with its default", "left as it is"):
+        assert text in str(error.value)
+    assert (run / "config.json").read_text() == before
+
+
+def test_settings_of_a_newer_version(run):
+    def newer(record):
+        record["version"] = "9.9"
+        record["train"]["warp"] = 3
+        record["train"]["roles"]["student"]["schedule"]["shape"] = "round"
+
+    before = edited(run, newer)
+    words = (
+        f"started by distilljax 9.9, and distilljax {__version__} does not know its "
+        "settings train.warp, train.roles.student.schedule.shape; continue it with"
+    )
+    with pytest.raises(ValueError, match=words):
+        claim(run, CONFIG, CARD)
+    assert (run / "config.json").read_text() == before
+
+
+def test_another_value_under_the_same_version_says_nothing_of_versions(run):
+    with pytest.raises(ValueError, match="card.width: 8 -> 9") as error:
+        claim(run, CONFIG, {"method": "m", "card": {"width": 9}})
+    assert "distilljax 0" not in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "list", "missing"])
+def test_a_damaged_record_is_taken_from_the_newest_checkpoint(run, how, recwarn):
+    path = run / "config.json"
+    whole = path.read_text()
+    contents = {"cut": whole[:40], "empty": "", "list": "[]"}
+    path.unlink() if how == "missing" else path.write_text(contents[how])
+    other = TrainConfig.of({"seed": 5, "student": {"lr": 0.5}})
+    with pytest.raises(ValueError, match="train.seed: 0 -> 5"):
+        claim(run, other, CARD)
+    claim(run, CONFIG, CARD)
+    assert path.read_text() == whole
+    told = {str(w.message) for w in recwarn if "newest checkpoint" in str(w.message)}
+    assert len(told) == (how != "missing")
+
+
+def test_a_damaged_record_without_a_checkpoint_that_knows(run):
+    for step, text in ((2, "{}"), (10, '{"run": ')):
+        (run / "checkpoints" / str(step) / "meta" / "metadata").write_text(text)
+    (run / "config.json").write_text('{"train"')
+    with pytest.raises(ValueError, match=r"config.json' is damaged .*Restore.*remove"):
+        claim(run, CONFIG, CARD)
+    assert (run / "config.json").read_text() == '{"train"'
