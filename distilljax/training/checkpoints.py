@@ -167,7 +167,8 @@ def changes(
         ignored.add("cycles")
     old, new = dict(old), dict(new)
     wrote = versions.another(old)
-    old.pop("version", None), new.pop("version", None)
+    for record in (old, new):
+        record.pop("version", None)
     if isinstance(old.get("train"), Mapping):
         beyond = versions.unknown_keys(old["train"])
         if beyond:
