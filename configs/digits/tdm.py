@@ -5,10 +5,10 @@
 Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 129 s on 2 shared cores.
 Expected: Frechet distance 6.23, 1.64, 1.84 (one seed) times the teacher's at 1, 2, 4
 steps, accuracy at least 0.998, recall at least 0.17.
-Reproduces: no paper's row. One fake score serves the cases of all steps and mostly sees
-the better ones, so that one step gets little push, though four of ten draws are for it;
-it covers little of the data. Steps (1, 2, 4) ended at 13.0, 2.2, 1.5, (4,) at 21.6,
-5.2, 1.7. For one step take `dmd` or `diff_instruct`.
+Reproduces: no paper's row. One step stays poor and covers little of the data. Three
+choices of steps were run: (1, 2, 4) ended at 13.0, 2.2, 1.5 and (4,) at 21.6, 5.2, 1.7.
+One fake score serves the cases of all steps; whether that is the cause has not been
+tested. For one step take `dmd` or `diff_instruct`.
 """
 
 from distilljax.recipes import digits_card
