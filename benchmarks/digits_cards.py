@@ -26,7 +26,7 @@ from distilljax import api, cards, evaluation, generation
 from distilljax.data import degraded_digits
 from distilljax.errors import unknown
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
-from distilljax.training.checkpoints import differing
+from distilljax.training.claim import differing
 
 TEACHER, RESTORER = "teacher", "restoration_teacher"
 # Cards that make teachers, sampled as teachers are.

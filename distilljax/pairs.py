@@ -28,7 +28,8 @@ from distilljax.draws import follow
 from distilljax.errors import unknown
 from distilljax.solvers import Heun, Solver
 from distilljax.times import EvenGrid, Grid
-from distilljax.training.checkpoints import differing, fingerprint
+from distilljax.training.checkpoints import fingerprint
+from distilljax.training.claim import differing
 
 Array = jax.Array
 

@@ -20,7 +20,7 @@ from etils import epath
 
 from distilljax import _version, api, cards, evaluation, generation, storage
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge
-from distilljax.training.checkpoints import differing
+from distilljax.training.claim import differing
 from distilljax.training.loop import Hooks, View
 from distilljax.training.roles import network_of
 from distilljax.training.writers import read_metrics

@@ -8,8 +8,10 @@ fingerprint of the state, by which a damaged checkpoint is known).
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import re
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,22 +23,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from distilljax import storage
-from distilljax._version import __version__
 from distilljax.training import versions
-from distilljax.training.config import CheckpointConfig, TrainConfig
+from distilljax.training.claim import differing, is_step
+from distilljax.training.config import CheckpointConfig
 from distilljax.training.state import TrainState, leaves
-
-_HARMLESS = (
-    "mesh",
-    "log_every",
-    "logging",
-    "sample_every",
-    "evaluate_every",
-    "checkpoint",
-    "max_skipped",
-    "data_timeout",
-)
-
 
 # Names of checkpoints that are being saved: a step and a suffix.
 _PARTIAL = re.compile(r"\d+\.")
@@ -83,148 +73,6 @@ def fingerprint(tree: Any) -> int:
     for value in jax.device_get(sums):
         total = (total * 31 + int(value)) % 2**32
     return total
-
-
-def differing(old: Any, new: Any, where: str = "") -> list[str]:
-    """Keys at which two nested dicts differ, as ``student.lr: 0.1 -> 0.2``."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        out = []
-        for key in sorted({*old, *new}, key=str):
-            inner = f"{where}.{key}" if where else str(key)
-            out += differing(old.get(key, "(none)"), new.get(key, "(none)"), inner)
-        return out
-    return [] if old == new else [f"{where}: {old} -> {new}"]
-
-
-def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    """The record without keys of its sections."""
-    return {
-        name: {k: v for k, v in section.items() if k not in keys}
-        if isinstance(section, Mapping)
-        else section
-        for name, section in record.items()
-    }
-
-
-def _started(folder: epath.Path) -> bool:
-    """Whether a run left more than its config in the folder."""
-    saves, metrics = folder / "checkpoints", folder / "metrics.jsonl"
-    saved = saves.is_dir() and any(saves.iterdir())
-    return saved or (metrics.is_file() and metrics.stat().length > 0)
-
-
-def _record(folder: epath.Path) -> dict[str, Any] | None:
-    """Record of the run in a folder; of its newest checkpoint if ``config.json`` is no
-    more to be read, None without either.
-    """
-    path = folder / "config.json"
-    if path.exists():
-        try:
-            return versions.read_record(path)
-        except ValueError as error:
-            found = _saved_record(folder)
-            if found is None:
-                raise
-            warnings.warn(
-                f"{str(path)!r} is damaged ({error.__cause__}); the record in the "
-                "newest checkpoint stands for it",
-                stacklevel=4,
-            )
-            return found
-    return _saved_record(folder)
-
-
-def _saved_record(folder: epath.Path) -> dict[str, Any] | None:
-    found = (folder / "checkpoints").glob("*/meta/metadata")
-    steps = {int(p.parent.parent.name): p for p in found if _is_step(p.parent.parent)}
-    for step in sorted(steps, reverse=True):
-        try:
-            return json.loads(steps[step].read_text())["run"]
-        except (ValueError, KeyError, TypeError):
-            continue
-    return None
-
-
-def _is_step(path: epath.Path) -> bool:
-    return path.name.isdigit() and path.is_dir()
-
-
-def changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], config: TrainConfig
-) -> list[str]:
-    """What makes the records of two runs those of different ones.
-
-    Args:
-      old: record of a run, of this version of the library or another.
-      new: record of this one.
-      config: of this one.
-
-    Raises:
-      ValueError: if ``old`` has settings that this version lacks.
-    """
-    ignored: set[str] = set(_HARMLESS)
-    if all(s.schedule.open_ended for s in [config.default, *config.roles.values()]):
-        ignored.add("cycles")
-    old, new = dict(old), dict(new)
-    wrote = versions.another(old)
-    for record in (old, new):
-        record.pop("version", None)
-    if isinstance(old.get("train"), Mapping):
-        beyond = versions.unknown_keys(old["train"])
-        if beyond:
-            raise ValueError(
-                f"the run was started by {wrote or 'another version of distilljax'}, "
-                f"and distilljax {__version__} does not know its settings train."
-                f"{', train.'.join(beyond)}; continue it with that version, or choose "
-                "another folder"
-            )
-        old["train"] = versions.filled(old["train"])
-    changed = differing(_without(old, ignored), _without(new, ignored))
-    if changed and wrote:
-        changed[-1] += (
-            f" (there {wrote} ran, here {__version__}: a setting that the older one "
-            "lacked stands with its default, '(none)' is a key that one of them lacks)"
-        )
-    return changed
-
-
-def claim(
-    folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Makes a run folder this config's, or refuses.
-
-    Args:
-      folder: run folder; ``config.json`` in it says whose it is.
-      config: the training config.
-      card: what else determines the run (method, options, source, networks).
-
-    Returns:
-      The record of the run, JSON values, as ``config.json`` holds it.
-
-    Raises:
-      ValueError: if the folder holds a run of another config, listing what differs, or
-        of a newer version; and if its ``config.json`` is damaged.
-    """
-    folder = epath.Path(folder)
-    path = folder / "config.json"
-    # A round trip, so that what was read and what is new compare equal.
-    record = {"version": __version__, "train": config.to_dict(), **card}
-    record = json.loads(json.dumps(record, default=str))
-    old = _record(folder) if _started(folder) else None
-    if old is not None:
-        try:
-            changed = changes(old, record, config)
-        except ValueError as error:
-            raise ValueError(f"run folder {str(folder)!r}: {error}") from None
-        if changed:
-            raise ValueError(
-                f"run folder {str(folder)!r} holds a run of another config, which is "
-                "left as it is. Different (there -> now): "
-                + "; ".join(changed)
-                + ". Choose another folder, or the old config to continue."
-            )
-    storage.write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
-    return record
 
 
 class _Mismatch(Exception):
@@ -313,7 +161,8 @@ class Checkpoints:
             yield
         except Exception as error:  # any failure to write, of Orbax or the disk
             reason = str(error).strip().split("\n")[0][:300]
-            whole = [p.name for p in self._root.iterdir() if _is_step(p)]
+            _forget(error)
+            whole = [p.name for p in self._root.iterdir() if is_step(p)]
             known = ", ".join(sorted(whole, key=int)) or "none"
             raise OSError(
                 f"a checkpoint could not be saved in {str(self._root)!r} "
@@ -429,6 +278,14 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+
+
+def _forget(error: BaseException | None) -> None:
+    """Drops what failed writes hold, which Python would list after the message."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _preservation(config: CheckpointConfig) -> Any:

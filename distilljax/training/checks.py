@@ -11,7 +11,7 @@ import numpy as np
 
 from distilljax.errors import unknown
 from distilljax.method import Method, Phase, batches
-from distilljax.training.checkpoints import changes
+from distilljax.training.claim import changes
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import Setup
 from distilljax.training.state import leaves

@@ -20,7 +20,8 @@ from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.method import Method, check
 from distilljax.training import checks
-from distilljax.training.checkpoints import Checkpoints, claim, fingerprint
+from distilljax.training.checkpoints import Checkpoints, fingerprint
+from distilljax.training.claim import claim
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.feed import Feed, place, stage_of

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distilljax.training import Hooks, create_state, make_setup, train
-from distilljax.training.checkpoints import Checkpoints, differing, fingerprint
+from distilljax.training.checkpoints import Checkpoints, fingerprint
 from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.state import abstract
 from tests.training import small
@@ -160,8 +160,3 @@ def test_fingerprint_sees_every_leaf():
         )
         marks.add(fingerprint(tree))
     assert len(marks) == len(leaves)
-
-
-def test_differing():
-    old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
-    assert differing(old, new) == ["a.c: 2 -> 3", "d: (none) -> 4"]

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from distilljax import __version__
-from distilljax.training.checkpoints import claim
+from distilljax.training.claim import claim, differing
 from distilljax.training.config import TrainConfig
 
 CONFIG = TrainConfig.of({"student": {"lr": 0.5}, "max_skipped": 3})
@@ -106,3 +106,8 @@ def test_a_damaged_record_without_a_checkpoint_that_knows(run):
     with pytest.raises(ValueError, match=r"config.json' is damaged .*Restore.*remove"):
         claim(run, CONFIG, CARD)
     assert (run / "config.json").read_text() == '{"train"'
+
+
+def test_differing():
+    old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
+    assert differing(old, new) == ["a.c: 2 -> 3", "d: (none) -> 4"]

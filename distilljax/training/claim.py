@@ -1,0 +1,169 @@
+"""Whose a run folder is: the record in ``config.json``, and what may change in it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from distilljax import storage
+from distilljax._version import __version__
+from distilljax.training import versions
+from distilljax.training.config import TrainConfig
+
+_HARMLESS = (
+    "mesh",
+    "log_every",
+    "logging",
+    "sample_every",
+    "evaluate_every",
+    "checkpoint",
+    "max_skipped",
+    "data_timeout",
+)
+
+
+def differing(old: Any, new: Any, where: str = "") -> list[str]:
+    """Keys at which two nested dicts differ, as ``student.lr: 0.1 -> 0.2``."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        out = []
+        for key in sorted({*old, *new}, key=str):
+            inner = f"{where}.{key}" if where else str(key)
+            out += differing(old.get(key, "(none)"), new.get(key, "(none)"), inner)
+        return out
+    return [] if old == new else [f"{where}: {old} -> {new}"]
+
+
+def _without(record: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    """The record without keys of its sections."""
+    return {
+        name: {k: v for k, v in section.items() if k not in keys}
+        if isinstance(section, Mapping)
+        else section
+        for name, section in record.items()
+    }
+
+
+def _started(folder: epath.Path) -> bool:
+    """Whether a run left more than its config in the folder."""
+    saves, metrics = folder / "checkpoints", folder / "metrics.jsonl"
+    saved = saves.is_dir() and any(saves.iterdir())
+    return saved or (metrics.is_file() and metrics.stat().length > 0)
+
+
+def _record(folder: epath.Path) -> dict[str, Any] | None:
+    """Record of the run in a folder; of its newest checkpoint if ``config.json`` is no
+    more to be read, None without either.
+    """
+    path = folder / "config.json"
+    if path.exists():
+        try:
+            return versions.read_record(path)
+        except ValueError as error:
+            found = _saved_record(folder)
+            if found is None:
+                raise
+            warnings.warn(
+                f"{str(path)!r} is damaged ({error.__cause__}); the record in the "
+                "newest checkpoint stands for it",
+                stacklevel=4,
+            )
+            return found
+    return _saved_record(folder)
+
+
+def _saved_record(folder: epath.Path) -> dict[str, Any] | None:
+    found = (folder / "checkpoints").glob("*/meta/metadata")
+    steps = {int(p.parent.parent.name): p for p in found if is_step(p.parent.parent)}
+    for step in sorted(steps, reverse=True):
+        try:
+            return json.loads(steps[step].read_text())["run"]
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def is_step(path: epath.Path) -> bool:
+    """Whether a path is the folder of a checkpoint."""
+    return path.name.isdigit() and path.is_dir()
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], config: TrainConfig
+) -> list[str]:
+    """What makes the records of two runs those of different ones.
+
+    Args:
+      old: record of a run, of this version of the library or another.
+      new: record of this one.
+      config: of this one.
+
+    Raises:
+      ValueError: if ``old`` has settings that this version lacks.
+    """
+    ignored: set[str] = set(_HARMLESS)
+    if all(s.schedule.open_ended for s in [config.default, *config.roles.values()]):
+        ignored.add("cycles")
+    old, new = dict(old), dict(new)
+    wrote = versions.another(old)
+    for record in (old, new):
+        record.pop("version", None)
+    if isinstance(old.get("train"), Mapping):
+        beyond = versions.unknown_keys(old["train"])
+        if beyond:
+            raise ValueError(
+                f"the run was started by {wrote or 'another version of distilljax'}, "
+                f"and distilljax {__version__} does not know its settings train."
+                f"{', train.'.join(beyond)}; continue it with that version, or choose "
+                "another folder"
+            )
+        old["train"] = versions.filled(old["train"])
+    changed = differing(_without(old, ignored), _without(new, ignored))
+    if changed and wrote:
+        changed[-1] += (
+            f" (there {wrote} ran, here {__version__}: a setting that the older one "
+            "lacked stands with its default, '(none)' is a key that one of them lacks)"
+        )
+    return changed
+
+
+def claim(
+    folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Makes a run folder this config's, or refuses.
+
+    Args:
+      folder: run folder; ``config.json`` in it says whose it is.
+      config: the training config.
+      card: what else determines the run (method, options, source, networks).
+
+    Returns:
+      The record of the run, JSON values, as ``config.json`` holds it.
+
+    Raises:
+      ValueError: if the folder holds a run of another config, listing what differs, or
+        of a newer version; and if its ``config.json`` is damaged.
+    """
+    folder = epath.Path(folder)
+    path = folder / "config.json"
+    # A round trip, so that what was read and what is new compare equal.
+    record = {"version": __version__, "train": config.to_dict(), **card}
+    record = json.loads(json.dumps(record, default=str))
+    old = _record(folder) if _started(folder) else None
+    if old is not None:
+        try:
+            changed = changes(old, record, config)
+        except ValueError as error:
+            raise ValueError(f"run folder {str(folder)!r}: {error}") from None
+        if changed:
+            raise ValueError(
+                f"run folder {str(folder)!r} holds a run of another config, which is "
+                "left as it is. Different (there -> now): "
+                + "; ".join(changed)
+                + ". Choose another folder, or the old config to continue."
+            )
+    storage.write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    return record
