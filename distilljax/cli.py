@@ -67,6 +67,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="A:B",
         help="trace cycles A to B into profile/ of the run folder",
     )
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, told by Slurm, Open MPI, TPU or GKE",
+    )
+    train.add_argument("--coordinator", help="elsewhere: host:port of process 0")
+    train.add_argument("--processes", type=int, help="elsewhere: their number")
+    train.add_argument("--process", type=int, help="elsewhere: number of this one")
 
     sample = commands.add_parser("sample", help="sample the student of a finished run")
     sample.add_argument("--run", required=True, help="run folder")
@@ -252,7 +260,9 @@ def _train(options: argparse.Namespace, rest: list[str]) -> int:
     from etils import epath
 
     from distilljax import api, cards
+    from distilljax.training import distributed
 
+    distributed.initialize_from(options)
     config = read_card(options.config, rest)
     if options.teacher:
         with config.unlocked():

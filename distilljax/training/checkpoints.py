@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from distilljax import storage
+from distilljax.training import distributed
 from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.state import TrainState, leaves
 
@@ -107,19 +108,41 @@ def _started(folder: epath.Path) -> bool:
 def claim(folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]) -> None:
     """Makes a run folder this config's, or refuses.
 
+    Of several processes the first one writes, and all refuse if one does.
+
     Args:
       folder: run folder; ``config.json`` in it says whose it is.
       config: the training config.
       card: what else determines the run (method, options, source, networks).
 
     Raises:
-      ValueError: if the folder holds a run of another config; lists what differs.
+      ValueError: if the folder holds a run of another config, lists what differs; if
+        processes have different configs, or one does not see the folder.
     """
-    settings = config.to_dict()
-    folder = epath.Path(folder)
-    path = folder / "config.json"
     # A round trip, so that what was read and what is new compare equal.
-    record = json.loads(json.dumps({"train": settings, **card}, default=str))
+    record = json.loads(json.dumps({"train": config.to_dict(), **card}, default=str))
+    folder = epath.Path(folder)
+    with distributed.together("take the run folder"):
+        if distributed.is_first():
+            _claim(folder, config, record)
+    first, *others = distributed.of_all(record)
+    for process, other in enumerate(others, 1):
+        if changed := differing(first, other):
+            raise ValueError(
+                f"process {process} was started with another config than process 0 "
+                f"(0 -> {process}): {'; '.join(changed)}"
+            )
+    seen = distributed.of_all((folder / "config.json").is_file())
+    blind = [process for process, sees in enumerate(seen) if not sees]
+    if blind:
+        raise ValueError(
+            f"processes {blind} do not see the run folder {str(folder)!r} that process "
+            "0 made; it must lie on storage that all of them share"
+        )
+
+
+def _claim(folder: epath.Path, config: TrainConfig, record: dict[str, Any]) -> None:
+    path = folder / "config.json"
     if path.exists() and _started(folder):
         old = json.loads(path.read_text())
         ignored: set[str] = set(_HARMLESS)
@@ -155,12 +178,14 @@ class Checkpoints:
         """Opens ``folder/checkpoints`` and sets partial checkpoints aside."""
         self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
-        self._root.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self._root.iterdir()):
-            if not path.name.isdigit():
-                self._set_aside(
-                    path, "is partial: the run was ended while it was saved"
-                )
+        with distributed.together("open the checkpoints"):
+            if distributed.is_first():
+                self._root.mkdir(parents=True, exist_ok=True)
+                for path in sorted(self._root.iterdir()):
+                    if not path.name.isdigit():
+                        self._set_aside(
+                            path, "is partial: the run was ended while it was saved"
+                        )
         self._manager = ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
@@ -212,22 +237,26 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> Restored | None:
         """The newest whole checkpoint, None if there is none.
 
-        Damaged ones are named in a warning and moved to ``damaged``.
+        Damaged ones are named in a warning and moved to ``damaged``. One that a single
+        process cannot read is damaged for all.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
         """
-        for step in reversed(self.steps):
+        for step in reversed(distributed.of_first(self.steps)):
             try:
-                return self._read(step, abstract)
+                with distributed.together(f"read checkpoint {step}"):
+                    return self._read(step, abstract)
             except _Mismatch as error:
                 raise ValueError(str(error)) from None
             except Exception as error:  # any other failure to read means damage
                 reason = str(error).strip().split("\n")[0][:200]
-                self._set_aside(
-                    self._root / str(step),
-                    f"is damaged ({type(error).__name__}: {reason})",
-                )
+                with distributed.together(f"set checkpoint {step} aside"):
+                    if distributed.is_first():
+                        self._set_aside(
+                            self._root / str(step),
+                            f"is damaged ({type(error).__name__}: {reason})",
+                        )
                 self._manager.reload()
         return None
 
