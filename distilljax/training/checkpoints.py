@@ -122,9 +122,6 @@ def claim(folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]) -> N
     # A round trip, so that what was read and what is new compare equal.
     record = json.loads(json.dumps({"train": config.to_dict(), **card}, default=str))
     folder = epath.Path(folder)
-    with distributed.together("take the run folder"):
-        if distributed.is_first():
-            _claim(folder, config, record)
     first, *others = distributed.of_all(record)
     for process, other in enumerate(others, 1):
         if changed := differing(first, other):
@@ -132,7 +129,12 @@ def claim(folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]) -> N
                 f"process {process} was started with another config than process 0 "
                 f"(0 -> {process}): {'; '.join(changed)}"
             )
-    seen = distributed.of_all((folder / "config.json").is_file())
+    path, text = folder / "config.json", json.dumps(record, indent=2, sort_keys=True)
+    with distributed.together("take the run folder"):
+        if distributed.is_first():
+            _refuse_another(path, config, record)
+            storage.write_atomic(path, text + "\n")
+    seen = distributed.of_all(path.is_file() and path.read_text() == text + "\n")
     blind = [process for process, sees in enumerate(seen) if not sees]
     if blind:
         raise ValueError(
@@ -141,8 +143,10 @@ def claim(folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]) -> N
         )
 
 
-def _claim(folder: epath.Path, config: TrainConfig, record: dict[str, Any]) -> None:
-    path = folder / "config.json"
+def _refuse_another(
+    path: epath.Path, config: TrainConfig, record: dict[str, Any]
+) -> None:
+    folder = path.parent
     if path.exists() and _started(folder):
         old = json.loads(path.read_text())
         ignored: set[str] = set(_HARMLESS)
@@ -157,7 +161,6 @@ def _claim(folder: epath.Path, config: TrainConfig, record: dict[str, Any]) -> N
                 + "; ".join(changed)
                 + ". Choose another folder, or the old config to continue."
             )
-    storage.write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 
 class _Mismatch(Exception):
@@ -245,8 +248,7 @@ class Checkpoints:
         """
         for step in reversed(distributed.of_first(self.steps)):
             try:
-                with distributed.together(f"read checkpoint {step}"):
-                    return self._read(step, abstract)
+                return self._read(step, abstract)
             except _Mismatch as error:
                 raise ValueError(str(error)) from None
             except Exception as error:  # any other failure to read means damage
@@ -261,22 +263,21 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> Restored:
-        parts = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
-            ),
-        )
-        meta = parts["meta"]
-        changed = differing(meta["leaves"], _described(abstract))
-        if changed:
-            raise _Mismatch(
-                f"checkpoint {step} in {str(self._root)!r} holds another state (there "
-                f"-> now): {'; '.join(changed)}"
+        path, args = self._root / str(step), ocp.args
+        with distributed.together(f"read checkpoint {step}"), _reader() as reader:
+            parts = reader.restore(
+                path, args.Composite(data=args.JsonRestore(), meta=args.JsonRestore())
             )
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )["state"]
+            meta = parts["meta"]
+            changed = differing(meta["leaves"], _described(abstract))
+            if changed:
+                raise _Mismatch(
+                    f"checkpoint {step} in {str(self._root)!r} holds another state "
+                    f"(there -> now): {'; '.join(changed)}"
+                )
+            state = reader.restore(
+                path, args.Composite(state=args.StandardRestore(abstract))
+            )["state"]
         if fingerprint(state) != meta["fingerprint"]:
             raise ValueError("its content does not match its fingerprint")
         return Restored(step, state, _unpacked(parts["data"]["state"]), meta)
@@ -300,6 +301,21 @@ class Checkpoints:
         """Waits and releases the threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads without the other processes: one that fails keeps none of them waiting."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        "state",
+        "data",
+        "meta",
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _preservation(config: CheckpointConfig) -> Any:

@@ -197,6 +197,8 @@ class _Run:
                         evaluated,
                     )
             if last:
+                # A signal may have come while the end was saved.
+                self.meeting.after(self.step, signals.came, self.ahead, True)
                 self.farewell()
                 break
             self.batch = place(self.setup, self.feed.next(self.step))

@@ -306,3 +306,20 @@ def test_a_refused_folder_is_refused_in_both(one):
     for index in (0, 1):
         assert "seed: 0 -> 7" in said(one, index)
     assert (one / "config.json").read_text() == before
+
+
+@pytest.mark.full
+def test_a_checkpoint_that_one_cannot_read_is_set_aside_by_all(one, tmp_path):
+    """Only process 1 reads the part that is damaged; process 0 could go on alone."""
+    mesh = ("--config.mesh.fsdp=8",)
+    folder = ran(tmp_path / "run", mesh=mesh)
+    state = folder / "checkpoints" / str(CYCLES) / "state"
+    parts = sorted((state / "ocdbt.process_1" / "d").iterdir())
+    part = max(parts, key=lambda path: path.stat().st_size)
+    data = part.read_bytes()
+    quarter = len(data) // 4
+    flipped = bytes(byte ^ 0xFF for byte in data[quarter:-quarter])
+    part.write_bytes(data[:quarter] + flipped + data[-quarter:])
+    assert_close(ran(folder, mesh=mesh), one)
+    assert "process 1 failed to read checkpoint 12" in said(folder)
+    assert "continues after cycle 8" in said(folder)
