@@ -20,6 +20,7 @@ from distilljax import generation, methods, storage
 from distilljax.binding import Network
 from distilljax.evaluation import image_grid, save_png
 from distilljax.method import Method
+from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
 from distilljax.training.export import load_params, save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
@@ -129,10 +130,11 @@ def fit(
         progress=progress,
         profile=profile,
     )
-    if where is not None and jax.process_index() == 0:
+    if where is not None:
         # The sampled role may be derived, from adapters and their base.
         for name in dict.fromkeys((*method.trained, role)):
-            save_params(where / "params" / f"{name}.npz", result.params(name))
+            with distributed.together(f"write the parameters of {name}"):
+                save_params(where / "params" / f"{name}.npz", result.params(name))
     return Fitted(
         method,
         network,
@@ -165,12 +167,14 @@ def _grid_hook(
     if classes is not None:
         labels = np.repeat(np.arange(min(classes, 10)), columns)
     count = 64 if labels is None else len(labels)
-    eps = generation.initial_noise(0, 0, count, shape)
+    # On the host, from where every process puts it next to its parameters.
+    eps = np.asarray(generation.initial_noise(0, 0, count, shape))
 
     def write(view: View) -> dict[str, np.ndarray]:
         x = sampler(view.params(method.sampling.role), eps, labels, jax.random.key(0))
-        grid = image_grid(np.clip(np.asarray(x), -1.0, 1.0), columns, 4)
-        save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
+        grid = image_grid(np.clip(distributed.whole(x), -1.0, 1.0), columns, 4)
+        if distributed.is_first():
+            save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
         return {"samples": grid}
 
     return write

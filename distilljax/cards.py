@@ -40,6 +40,7 @@ from distilljax.data import (
 from distilljax.errors import unknown
 from distilljax.method import Method
 from distilljax.training.config import RoleConfig, TrainConfig
+from distilljax.training.placement import AXES
 
 SOURCES = {
     "coloured_digits": sources.coloured_digits,
@@ -177,6 +178,7 @@ def card(
             raise ValueError(unknown("trained role", role, built.trained))
     plain = settings.to_dict()
     del plain["roles"]
+    plain["mesh"] = {axis: 1 for axis in AXES} | plain["mesh"]
     for role in built.trained:
         plain[role] = TrainConfig(roles={role: settings.role(role)}).to_dict()["roles"][
             role

@@ -26,6 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
+        if options.command == "train":
+            from distilljax.training import distributed
+
+            # Before anything asks jax for a device.
+            distributed.initialize_from(options)
         if getattr(options, "config", None):
             options.card = read_card(options.config, rest)
         status = COMMANDS[options.command](options)
@@ -76,6 +81,14 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="A:B",
         help="trace cycles A to B into profile/ of the run folder",
     )
+    train.add_argument(
+        "--distributed",
+        action="store_true",
+        help="this is one of several processes, told by Slurm, Open MPI, TPU or GKE",
+    )
+    train.add_argument("--coordinator", help="elsewhere: host:port of process 0")
+    train.add_argument("--processes", type=int, help="elsewhere: their number")
+    train.add_argument("--process", type=int, help="elsewhere: number of this one")
 
     sample = parsers.add_parser("sample", help="sample the student of a finished run")
     sample.add_argument("--run", required=True, help="run folder")

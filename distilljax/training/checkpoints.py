@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from distilljax import storage
-from distilljax.training import versions
+from distilljax.training import distributed, versions
 from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
 from distilljax.training.state import TrainState, leaves
@@ -96,12 +96,14 @@ class Checkpoints:
         """
         self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
-        self._root.mkdir(parents=True, exist_ok=True)
-        for path in sorted(self._root.iterdir()):
-            if _PARTIAL.match(path.name):
-                self._set_aside(
-                    path, "is partial: the run was ended while it was saved"
-                )
+        with distributed.together("open the checkpoints"):
+            if distributed.is_first():
+                self._root.mkdir(parents=True, exist_ok=True)
+                for path in sorted(self._root.iterdir()):
+                    if _PARTIAL.match(path.name):
+                        self._set_aside(
+                            path, "is partial: the run was ended while it was saved"
+                        )
         self._manager = ocp.CheckpointManager(
             self._root,
             options=ocp.CheckpointManagerOptions(
@@ -175,7 +177,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> Restored | None:
         """The newest whole checkpoint, None if there is none.
 
-        Damaged ones that are newer are named in a warning and moved to ``damaged``.
+        Damaged ones that are newer are named in a warning and moved to ``damaged``. One
+        that a single process cannot read is damaged for all.
 
         Args:
           abstract: shapes, dtypes and shardings of the state.
@@ -185,7 +188,7 @@ class Checkpoints:
             that are there can be read; all are left where they are.
         """
         damaged: dict[int, str] = {}
-        for step in reversed(self.steps):
+        for step in reversed(distributed.of_first(self.steps)):
             try:
                 found = self._read(step, abstract)
             except _Mismatch as error:
@@ -196,9 +199,11 @@ class Checkpoints:
                 reason = str(error).strip().split("\n")[0][:200]
                 damaged[step] = f"is damaged ({type(error).__name__}: {reason})"
                 continue
-            for newer, what in damaged.items():
-                self._set_aside(self._root / str(newer), what)
             if damaged:
+                with distributed.together("set damaged checkpoints aside"):
+                    if distributed.is_first():
+                        for newer, what in damaged.items():
+                            self._set_aside(self._root / str(newer), what)
                 self._manager.reload()
             return found
         if damaged:
@@ -212,36 +217,38 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: TrainState) -> Restored:
-        parts = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                data=ocp.args.JsonRestore(), meta=ocp.args.JsonRestore()
-            ),
-        )
-        meta = parts["meta"]
+        path, args = self._root / str(step), ocp.args
+        with distributed.together(f"read checkpoint {step}"), _reader() as reader:
+            parts = reader.restore(
+                path, args.Composite(data=args.JsonRestore(), meta=args.JsonRestore())
+            )
+            meta = parts["meta"]
+            self._suits(step, meta, abstract)
+            state = reader.restore(
+                path, args.Composite(state=args.StandardRestore(abstract))
+            )["state"]
+        if fingerprint(state) != meta["fingerprint"]:
+            raise ValueError("its content does not match its fingerprint")
+        return Restored(step, state, _unpacked(parts["data"]["state"]), meta)
+
+    def _suits(self, step: int, meta: Mapping[str, Any], abstract: TrainState) -> None:
+        """Refuses a whole checkpoint of another program or another state."""
+        where = f"checkpoint {step} in {str(self._root)!r}"
         lacks = [name for name in ("leaves", "fingerprint") if name not in meta]
         if lacks:
             wrote = versions.another(meta) or "another library or version"
             raise _Mismatch(
-                f"checkpoint {step} in {str(self._root)!r} was written by {wrote}: it "
-                f"says nothing of its {' and '.join(lacks)}. It is left as it is; "
-                "continue with what wrote it, move it away to use an older one, or "
-                "choose another folder"
+                f"{where} was written by {wrote}: it says nothing of its "
+                f"{' and '.join(lacks)}. It is left as it is; continue with what wrote "
+                "it, move it away to use an older one, or choose another folder"
             )
         changed = differing(meta["leaves"], _described(abstract))
         if changed:
             raise _Mismatch(
-                f"checkpoint {step} in {str(self._root)!r} holds another state (there "
-                f"-> now): {'; '.join(changed)}. It is left as it is; choose another "
-                "folder, the method and networks that it was saved with, or move it "
-                "away to use an older one"
+                f"{where} holds another state (there -> now): {'; '.join(changed)}. It "
+                "is left as it is; choose another folder, the method and networks that "
+                "it was saved with, or move it away to use an older one"
             )
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )["state"]
-        if fingerprint(state) != meta["fingerprint"]:
-            raise ValueError("its content does not match its fingerprint")
-        return Restored(step, state, _unpacked(parts["data"]["state"]), meta)
 
     def _set_aside(self, path: epath.Path, what: str) -> None:
         self._aside.mkdir(exist_ok=True)
@@ -286,6 +293,21 @@ def _forget(error: BaseException | None) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     gc.collect()
+
+
+def _reader() -> ocp.Checkpointer:
+    """Reads without the other processes: one that fails keeps none of them waiting."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}"
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        "state",
+        "data",
+        "meta",
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+    )
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _preservation(config: CheckpointConfig) -> Any:

@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from distilljax.errors import unknown
 from distilljax.method import Method, Phase, batches
+from distilljax.training import distributed
 from distilljax.training.claim import changes
 from distilljax.training.config import TrainConfig
+from distilljax.training.placement import share
 from distilljax.training.roles import Setup
 from distilljax.training.state import leaves
 
@@ -62,10 +65,10 @@ def sample_shape(first: Mapping[str, Any], given: tuple[int, ...] | None, data: 
     return tuple(shape)
 
 
-def shapes(first: Mapping[str, Any]) -> dict[str, Any]:
+def shapes(first: Mapping[str, Any], mesh: Mesh | None = None) -> dict[str, Any]:
     """Shapes and dtypes of a batch of all processes, as the devices hold them."""
     held = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, dict(first)))
-    count = jax.process_count()
+    count = share(mesh)[1]
 
     def whole(part: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         stack, accumulate, batch, *rest = part.shape
@@ -85,7 +88,7 @@ def check_batch(setup: Setup, first: Mapping[str, Any]) -> None:
     method, config = setup.method, setup.config
     _check_fields(method, first)
     n = batches(method.phases_at(0))
-    batch = config.batch_size // (setup.stacked * jax.process_count())
+    batch = config.batch_size // (setup.stacked * share(setup.mesh)[1])
     lead = (n, setup.stacked, batch)
     for name, value in first.items():
         for leaf in jax.tree.leaves(value):
@@ -200,6 +203,21 @@ def _check_sizes(setup: Setup) -> None:
         raise ValueError(
             f"batch_size / accumulate = {config.batch_size // stacked} must be a "
             f"multiple of the {config.rows} devices of the mesh along data and fsdp"
+        )
+
+
+def check_equal(frozen: int) -> None:
+    """Checks that all processes were given the same frozen parameters.
+
+    Raises:
+      ValueError: if they differ.
+    """
+    found = distributed.of_all(frozen)
+    other = [i for i, number in enumerate(found) if number != found[0]]
+    if other:
+        raise ValueError(
+            f"params: processes {other} were given other parameters of the frozen "
+            "roles (the teacher) than process 0; pass the same files to all"
         )
 
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from distilljax import storage
 from distilljax._version import __version__
-from distilljax.training import versions
+from distilljax.training import distributed, versions
 from distilljax.training.config import TrainConfig
 
 _HARMLESS = (
@@ -135,6 +135,8 @@ def claim(
 ) -> dict[str, Any]:
     """Makes a run folder this config's, or refuses.
 
+    Of several processes the first one writes, and all refuse if one does.
+
     Args:
       folder: run folder; ``config.json`` in it says whose it is.
       config: the training config.
@@ -145,25 +147,50 @@ def claim(
 
     Raises:
       ValueError: if the folder holds a run of another config, listing what differs, or
-        of a newer version; and if its ``config.json`` is damaged.
+        of a newer version; if its ``config.json`` is damaged; if processes have
+        different configs, or one does not see the folder.
     """
     folder = epath.Path(folder)
-    path = folder / "config.json"
     # A round trip, so that what was read and what is new compare equal.
     record = {"version": __version__, "train": config.to_dict(), **card}
     record = json.loads(json.dumps(record, default=str))
-    old = _record(folder) if _started(folder) else None
-    if old is not None:
-        try:
-            changed = changes(old, record, config)
-        except ValueError as error:
-            raise ValueError(f"run folder {str(folder)!r}: {error}") from None
-        if changed:
+    first, *others = distributed.of_all(record)
+    for process, other in enumerate(others, 1):
+        if changed := differing(first, other):
             raise ValueError(
-                f"run folder {str(folder)!r} holds a run of another config, which is "
-                "left as it is. Different (there -> now): "
-                + "; ".join(changed)
-                + ". Choose another folder, or the old config to continue."
+                f"process {process} was started with another config than process 0 "
+                f"(0 -> {process}): {'; '.join(changed)}"
             )
-    storage.write_atomic(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+    path = folder / "config.json"
+    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+    with distributed.together("take the run folder"):
+        if distributed.is_first():
+            _refuse_another(folder, config, record)
+            storage.write_atomic(path, text)
+    seen = distributed.of_all(path.is_file() and path.read_text() == text)
+    blind = [process for process, sees in enumerate(seen) if not sees]
+    if blind:
+        raise ValueError(
+            f"processes {blind} do not see the run folder {str(folder)!r} that process "
+            "0 made; it must lie on storage that all of them share"
+        )
     return record
+
+
+def _refuse_another(
+    folder: epath.Path, config: TrainConfig, record: Mapping[str, Any]
+) -> None:
+    old = _record(folder) if _started(folder) else None
+    if old is None:
+        return
+    try:
+        changed = changes(old, record, config)
+    except ValueError as error:
+        raise ValueError(f"run folder {str(folder)!r}: {error}") from None
+    if changed:
+        raise ValueError(
+            f"run folder {str(folder)!r} holds a run of another config, which is "
+            "left as it is. Different (there -> now): "
+            + "; ".join(changed)
+            + ". Choose another folder, or the old config to continue."
+        )

@@ -11,11 +11,15 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
+from distilljax.training import distributed
 from distilljax.training.state import leaves
 
 
 def save_params(path: str | os.PathLike, params: Any) -> epath.Path:
     """Writes nested dicts of arrays; the file is whole or absent.
+
+    Of several processes all call it and the first one writes: a leaf that is spread
+    over them is gathered.
 
     Args:
       path: file, ending in ``.npz``.
@@ -24,8 +28,13 @@ def save_params(path: str | os.PathLike, params: Any) -> epath.Path:
     Returns:
       The path.
     """
-    flat = {name: np.asarray(leaf) for name, leaf in leaves(params).items()}
-    storage.save_npz(path, flat)
+    named = leaves(params).items()
+    if distributed.is_first():
+        flat = {name: distributed.whole(leaf) for name, leaf in named}
+        storage.save_npz(path, flat)
+    else:
+        for _, leaf in named:
+            distributed.whole(leaf)
     return epath.Path(path)
 
 

@@ -19,7 +19,7 @@ from etils import epath
 from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.method import Method, check
-from distilljax.training import checks
+from distilljax.training import checks, distributed
 from distilljax.training.checkpoints import Checkpoints, fingerprint
 from distilljax.training.claim import claim
 from distilljax.training.config import TrainConfig
@@ -100,8 +100,8 @@ def train(
     if failed:
         raise failed[0]
     result = run.result(path)
-    if signals.came is not None:
-        raise Interrupted(signals.came, result)
+    if run.meeting.signal is not None:
+        raise Interrupted(run.meeting.signal, result)
     return result
 
 
@@ -126,7 +126,7 @@ class _Run:
         first = self.feed.next(0)
         shape = checks.sample_shape(first, sample_shape, data)
         self.setup = make_setup(
-            method, networks, config, shape, mesh, checks.shapes(first)
+            method, networks, config, shape, mesh, checks.shapes(first, mesh)
         )
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)
@@ -137,6 +137,7 @@ class _Run:
         self.programs: dict[int, Cycle] = {}
         self.pending: list[tuple[int, Mapping[str, jax.Array]]] = []
         self.ahead, self.looked = 1, time.monotonic()
+        self.meeting = distributed.Meeting(0)
         self.record: dict[str, float] = {}
         self.meta: dict[str, Any] = {"version": __version__}
         self.step, self.before = 0, 0.0
@@ -145,12 +146,14 @@ class _Run:
         """Restores the newest whole checkpoint, or creates the state."""
         method, config, restored = self.setup.method, self.config, None
         if folder is not None:
-            if jax.process_index() == 0:
-                self.lock = Lock(folder)
+            with distributed.together("take the lock of the run folder"):
+                if distributed.is_first():
+                    self.lock = Lock(folder)
             run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
             record = {**run, **(card or {})}
             self.meta["run"] = claim(folder, config, record)
             self.meta["frozen"] = fingerprint(self.frozen)
+            checks.check_equal(self.meta["frozen"])
             self.saves = Checkpoints(folder, config.checkpoint)
             restored = self.saves.restore(abstract(self.setup, self.given))
         if restored is None:
@@ -166,8 +169,10 @@ class _Run:
                 self.batch = place(self.setup, self.feed.next(self.step))
         if folder is not None:
             record = {"train": config.to_dict(), **record}
-            self.writers = open_writers(folder, self.step, config.loggers, record)
-        shown = progress and jax.process_index() == 0
+            with distributed.together("open the files of the run"):
+                self.writers = open_writers(folder, self.step, config.loggers, record)
+        shown = progress and distributed.is_first()
+        self.meeting = distributed.Meeting(self.step)
         self.bar = Progress(method.name, config.cycles, self.step, shown)
         if self.lock is not None and self.lock.note:
             self.bar.say(f"{method.name}: {self.lock.note}")
@@ -196,31 +201,36 @@ class _Run:
                 self.state, metrics = program(self.state, self.frozen, self.batch)
             self.step += 1
             self.profile.after(self.step, self.state)
-            if len(self.pending) >= self.ahead:
+            if len(self.pending) >= self.meeting.ahead:
                 self.look()
             self.pending.append((self.step, metrics))
             ended = self.step == config.cycles
             evaluated = self.call_hooks(hooks, ended)
-            last = ended or signals.came is not None
+            self.meeting.after(self.step, signals.came, self.ahead, ended)
+            last = ended or self.meeting.signal is not None
             if self.saves and (last or _due(config.checkpoint.every, self.step)):
                 self.look()
-                self.saves.save(
-                    self.step,
-                    self.state,
-                    self.feed.state(),
-                    {**self.meta, "seconds": self.seconds},
-                    evaluated,
-                )
+                with distributed.patience(f"save after cycle {self.step}"):
+                    self.saves.save(
+                        self.step,
+                        self.state,
+                        self.feed.state(),
+                        {**self.meta, "seconds": self.seconds},
+                        evaluated,
+                    )
             if last:
-                self.farewell(signals)
+                # A signal may have come while the end was saved.
+                self.meeting.after(self.step, signals.came, self.ahead, True)
+                self.farewell()
                 break
             self.batch = place(self.setup, self.feed.next(self.step))
         self.look()
 
-    def farewell(self, signals: Signals) -> None:
+    def farewell(self) -> None:
         """Says so if a signal ends the run."""
-        if signals.came is not None and self.bar is not None:
-            name = signal.Signals(signals.came).name
+        came = self.meeting.signal
+        if came is not None and self.bar is not None:
+            name = signal.Signals(came).name
             self.bar.say(
                 f"{self.setup.method.name}: {name} after cycle {self.step}; saved, the "
                 "same call continues"
@@ -234,11 +244,9 @@ class _Run:
             self.saves.check()
         pending, self.pending = self.pending, []
         assert self.bar is not None
-        for (step, metrics), rows in zip(
-            pending,
-            jax.device_get([metrics["skipped_in_a_row"] for _, metrics in pending]),
-            strict=True,
-        ):
+        with distributed.patience(f"finish cycle {pending[-1][0]}"):
+            skipped = jax.device_get([m["skipped_in_a_row"] for _, m in pending])
+        for (step, metrics), rows in zip(pending, skipped, strict=True):
             if rows >= self.config.max_skipped:
                 raise FloatingPointError(
                     checks.why_skipped(
@@ -278,7 +286,9 @@ class _Run:
             # A hook waits for the device anyway, and records keep their order.
             self.look()
         if hooks.evaluate is not None and evaluates:
-            evaluated = {k: float(v) for k, v in hooks.evaluate(view).items()}
+            found = {k: float(v) for k, v in hooks.evaluate(view).items()}
+            # What is kept as best must not hang on a process's rounding.
+            evaluated = distributed.of_first(found)
             best = config.checkpoint.best
             if best is not None and best not in evaluated:
                 raise ValueError(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.context import fold_name
+from distilljax.training import distributed
 from distilljax.training.roles import Setup
 
 Array = jax.Array
@@ -243,7 +244,7 @@ def _placed(setup: Setup, params: Mapping[str, Params] | None) -> dict[str, Para
         return jax.device_put(given)
     roles = setup.method.roles
     return {
-        name: jax.device_put(
+        name: distributed.spread(
             tree, setup.shardings(name if name in roles else "student", tree)
         )
         for name, tree in given.items()
