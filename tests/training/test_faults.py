@@ -497,6 +497,39 @@ def test_a_source_that_hangs_keeps_no_process_alive(tmp_path, monkeypatch, make)
     data.go.set()
 
 
+class Gated(Stuck):
+    """A source that hangs once its gate is shut."""
+
+    shut = False
+
+    def __getitem__(self, index):
+        if self.shut:
+            self.go.wait()
+        return {"x0": np.full(2, 0.01 * index, np.float32)}
+
+
+def test_ctrl_c_twice_ends_a_run_whose_source_hangs(tmp_path):
+    data = Gated(0)
+
+    def twice():
+        interrupt()
+        time.sleep(0.2)
+        interrupt()
+
+    def hang():
+        data.shut = True
+        threading.Timer(1.0, twice).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, data, cycles=60, **at(3, hang))
+    assert kept(tmp_path)[0] == 2
+    data.shut = False
+    data.go.set()
+    assert equal(
+        trained(tmp_path, data, cycles=9).state, trained(None, Gated(0), cycles=9).state
+    )
+
+
 # Meshes
 
 
