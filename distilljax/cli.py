@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        print(f"distilljax {options.command}: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # What reads the output has had enough (``| head``); nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+        print(f"distilljax {options.command}: {error}", file=sys.stderr)
+        return 2
 
 
 def _options(

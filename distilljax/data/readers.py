@@ -97,12 +97,7 @@ class Readers:
                 future.cancel()
 
     def _result(self, future: futures.Future, began: float, who: str) -> Any:
-        while True:
-            try:
-                return future.result(timeout=_LOOK)
-            except futures.TimeoutError:
-                if future.done():
-                    raise  # the function's own
+        while not futures.wait([future], timeout=_LOOK).done:
             if self._closed.is_set():
                 raise Ended("the run has ended")
             quiet = time.monotonic() - max(began, self._finished[0])
@@ -121,6 +116,7 @@ class Readers:
                     "(data_timeout)",
                     stacklevel=2,
                 )
+        return future.result()
 
     def close(self) -> None:
         """Ends waiting calls and idle threads; none that hangs is waited for."""

@@ -28,6 +28,8 @@ from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
 from distilljax.training.state import TrainState, leaves
 
+# What a run needs to know of its checkpoint.
+_META = ("fingerprint", "frozen", "leaves", "seconds")
 # Names of checkpoints that are being saved: a step and a suffix.
 _PARTIAL = re.compile(r"\d+\.")
 
@@ -133,7 +135,7 @@ class Checkpoints:
           step: cycles done.
           state: the state; it may be donated as soon as this returns.
           data: state of the data iterator, JSON or bytes.
-          meta: JSON values.
+          meta: JSON values; ``frozen`` and ``seconds`` among them.
           metrics: metrics of the evaluation hook, for the policy ``best``.
 
         Raises:
@@ -234,7 +236,7 @@ class Checkpoints:
     def _suits(self, step: int, meta: Mapping[str, Any], abstract: TrainState) -> None:
         """Refuses a whole checkpoint of another program or another state."""
         where = f"checkpoint {step} in {str(self._root)!r}"
-        lacks = [name for name in ("leaves", "fingerprint") if name not in meta]
+        lacks = [name for name in _META if name not in meta]
         if lacks:
             wrote = versions.another(meta) or "another library or version"
             raise _Mismatch(

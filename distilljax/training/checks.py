@@ -227,7 +227,7 @@ def check_frozen(now: int, meta: Mapping[str, Any]) -> None:
     Raises:
       ValueError: if they differ.
     """
-    if now != meta.get("frozen"):
+    if now != meta["frozen"]:
         raise ValueError(
             "params: the frozen roles (the teacher) have other parameters than when "
             "this run was started; pass the same ones, or choose another folder"

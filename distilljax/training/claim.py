@@ -121,6 +121,9 @@ def changes(
                 "another folder"
             )
         old["train"] = versions.filled(old["train"])
+        card, like = old.get("card"), new.get("card")
+        if isinstance(card, Mapping) and isinstance(like, Mapping):
+            old["card"] = versions.filled_card(card, like, old["train"]["roles"])
     changed = differing(_without(old, ignored), _without(new, ignored))
     if changed and wrote:
         changed[-1] += (

@@ -1,14 +1,13 @@
 """One run at a time in a folder.
 
 The lock is the operating system's (``flock``), which ends with the process that holds
-it, whatever ended that. A file in a bucket cannot be locked, and some network file
-systems refuse: there nothing guards a folder.
+it, whatever ended that. A file in a bucket cannot be locked, some network file
+systems refuse, and Windows has no such lock: there nothing guards a folder.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -39,8 +38,10 @@ class Lock:
           ValueError: if another run holds it.
         """
         self.note, self._file = "", -1
-        if not storage.is_local(folder):
+        if not storage.is_local(folder) or os.name != "posix":
             return
+        import fcntl
+
         folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -108,8 +109,9 @@ class Signals:
         if self.came is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.came = number
-        # The bar may be half written when a signal comes, and print is not reentrant.
-        os.write(2, f"\n{signal.Signals(number).name}: {_SAVING}\n".encode())
+        # Print is not reentrant, and the terminal may be closed.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{signal.Signals(number).name}: {_SAVING}\n".encode())
 
     def __exit__(self, *_) -> None:
         for number, old in self._old.items():

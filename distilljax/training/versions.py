@@ -47,6 +47,26 @@ def filled(train: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def filled_card(
+    card: Mapping[str, Any], like: Mapping[str, Any], roles: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A card of an older version with the defaults of settings that a newer one has.
+
+    Args:
+      card: settings beside a method, networks and a source; sections of roles.
+      like: the newer card, whose keys are filled in.
+      roles: names of the roles with sections.
+    """
+
+    def known(base: Mapping[str, Any], names: Any) -> dict[str, Any]:
+        return {name: base[name] for name in names if name in base}
+
+    out = _over(known(_DEFAULTS, like), card)
+    for name in {*roles, "default"} & {*card} & {*like}:
+        out[name] = _over(known(_ROLE, like[name]), card[name])
+    return out
+
+
 def _over(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """A section over its defaults; a mesh or a list is one value."""
     out = dict(base) | dict(values)

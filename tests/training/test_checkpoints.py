@@ -18,6 +18,7 @@ SETUP = make_setup(
     TrainConfig.of({"batch_size": 8, "student": {"ema": 0.9}}),
     (2,),
 )
+META = {"frozen": 7, "seconds": 1.5}
 
 
 def saved(folder, steps=(1, 2, 3), **config):
@@ -26,7 +27,7 @@ def saved(folder, steps=(1, 2, 3), **config):
     state = create_state(SETUP)
     for step in steps:
         state = state._replace(step=state.step * 0 + step)
-        saves.save(step, state, {"next": step, "raw": np.int64(3)}, {"seconds": 1.5})
+        saves.save(step, state, {"next": step, "raw": np.int64(3)}, META)
     saves.close()
     return state
 
@@ -66,7 +67,7 @@ def test_round_trip(tmp_path):
 
 def test_bytes_of_an_iterator(tmp_path):
     saves = Checkpoints(tmp_path, CheckpointConfig())
-    saves.save(1, create_state(SETUP), b"\x00\xff", {})
+    saves.save(1, create_state(SETUP), b"\x00\xff", META)
     saves.close()
     assert restored(tmp_path).data == b"\x00\xff"
 

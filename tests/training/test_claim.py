@@ -62,6 +62,32 @@ def test_settings_other_than_those_of_an_older_version(run, values, words):
     assert (run / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize(("fuse", "rules"), [("cycle", None), ("phase", [])])
+def test_a_card_of_an_older_version(tmp_path, fuse, rules):
+    """A card repeats the settings; a default that it lacked is no difference."""
+
+    def of(fuse, rules):
+        config = TrainConfig.of({"student": {"lr": 0.5}}).to_dict()
+        student = {**config["roles"]["student"], "rules": rules}
+        return {**CARD, "card": {"width": 8, "fuse": fuse, "student": student}}
+
+    folder = epath.Path(tmp_path)
+    claim(folder, CONFIG, of("cycle", None))
+    (folder / "metrics.jsonl").write_text("{}")
+
+    def old(record):
+        older(record)
+        del record["card"]["fuse"], record["card"]["student"]["rules"]
+
+    edited(folder, old)
+    if fuse == "cycle":
+        claim(folder, CONFIG, of(fuse, rules))
+        return
+    words = "card.fuse: cycle -> phase; card.student.rules: None -> "
+    with pytest.raises(ValueError, match=words):
+        claim(folder, CONFIG, of(fuse, rules))
+
+
 def test_settings_of_a_newer_version(run):
     def newer(record):
         record["version"] = "9.9"
