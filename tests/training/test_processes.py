@@ -279,16 +279,18 @@ def test_the_death_of_one_ends_the_other_with_a_message(tmp_path, victim):
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("trouble", "message"),
+    ("trouble", "patience", "message"),
     [
-        ({"fail": 7}, "another task died"),
-        ({"hang": 7}, "process 0 waited 8 s for the others"),
+        ({"fail": 7}, 60, "another task died"),
+        ({"hang": 7}, 8, "process 0 waited 8 s for the others"),
     ],
     ids=["fails", "hangs"],
 )
-def test_trouble_in_one_ends_the_other_with_a_message(tmp_path, trouble, message):
+def test_trouble_in_one_ends_the_other_with_a_message(
+    tmp_path, trouble, patience, message
+):
     folder = tmp_path / "run"
-    common = {**SLOW, "heartbeat": 10, "patience": 8}
+    common = {**SLOW, "heartbeat": 10, "patience": patience}
     processes = started(folder, disturbed=[common, {**common, **trouble}])
     trained(processes, folder, 5)
     begun = time.monotonic()
