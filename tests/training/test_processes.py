@@ -265,6 +265,19 @@ def test_parameters_spread_over_processes(one, tmp_path, axis):
 
 
 @pytest.mark.full
+def test_two_processes_distil_as_one(one, tmp_path):
+    """A teacher given, a critic and a discriminator, spread over both."""
+    job = ("--config=configs/digits/dmd2.py", f"--teacher={one}", "--config.cycles=4")
+    job = (*job, "--config.mesh.data=2", "--config.mesh.fsdp=4")
+    mine = parameters(ran(tmp_path / "two", mesh=job))
+    its = parameters(ran(tmp_path / "one", mesh=job, count=1))
+    for name, value in mine.items():
+        np.testing.assert_allclose(value, its[name], rtol=0, atol=2e-5)
+    start = parameters(one)
+    assert max(np.abs(mine[name] - start[name]).max() for name in mine) > 1e-3
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("victim", [0, 1])
 def test_the_death_of_one_ends_the_other_with_a_message(tmp_path, victim):
     folder = tmp_path / "run"
