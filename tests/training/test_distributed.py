@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distilljax import cli
-from distilljax.training import distributed
+from distilljax.training import TrainConfig, checkpoints, checks, distributed
 
 
 @pytest.fixture
@@ -92,6 +92,34 @@ def test_alone_everything_is_here():
     assert distributed.of_all({"a": 1}) == [{"a": 1}]
     assert distributed.of_first([2]) == [2]
     np.testing.assert_array_equal(distributed.whole(jax.numpy.arange(3)), [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda said: {**said, "data": "b"} if isinstance(said, dict) else said,
+            "process 1 was started with another config.*data: a -> b",
+        ),
+        (
+            lambda said: False if said is True else said,
+            r"processes \[1\] do not see the run folder.*that all of them share",
+        ),
+    ],
+    ids=["another config", "another disk"],
+)
+def test_a_folder_that_processes_see_differently(
+    monkeypatch, tmp_path, change, message
+):
+    monkeypatch.setattr(distributed, "of_all", lambda said: [said, change(said)])
+    with pytest.raises(ValueError, match=message):
+        checkpoints.claim(tmp_path / "run", TrainConfig(), {"data": "a"})
+
+
+def test_another_teacher_in_one_process(monkeypatch):
+    monkeypatch.setattr(distributed, "of_all", lambda said: [said, said + 1])
+    with pytest.raises(ValueError, match=r"processes \[1\] were given other param"):
+        checks.check_equal(5)
 
 
 @pytest.mark.parametrize(
