@@ -17,6 +17,7 @@ def train(options: argparse.Namespace) -> int:
     from etils import epath
 
     from distilljax import api, cards
+    from distilljax.training import lock
 
     config = options.card
     if options.teacher:
@@ -38,6 +39,7 @@ def train(options: argparse.Namespace) -> int:
     if options.fresh and folder.exists():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
+        lock.Lock(folder).close()  # refuses while another run holds it
         folder.rmtree()
     fitted = api.fit(
         found.method,
