@@ -20,7 +20,6 @@ SPLIT = MESHES[3]
 # Method, network, mesh, kind of the axes or fault.
 DEFAULT = [
     *([name, "mlp", DATA, "auto"] for name in cases.CORE),
-    ["mean_flow", "mlp", MESHES[1], "auto"],
     ["flow_matching", "mlp", DATA, "explicit"],
     ["flow_matching", "dit", {"fsdp": 8}, "auto"],
     ["flow_matching", "dit", SPLIT, "auto"],
@@ -32,6 +31,7 @@ FULL = [
     *([name, "dit", mesh, "auto"] for name in cases.CORE for mesh in MESHES),
     *([n, "mlp", DATA, "explicit"] for n in NAMES if n not in NOT_EXPLICIT),
     ["flow_matching", "dit", SPLIT, "explicit"],
+    *(["sid", "lora", mesh, "auto"] for mesh in ({"fsdp": 8}, SPLIT)),
 ]
 ALL = [*DEFAULT, *(case for case in FULL if case not in DEFAULT)]
 # A process for some at a time, so that none takes long enough to look hung.
@@ -70,14 +70,13 @@ def found(case):
     return group_of(number)[GROUPS[number].index(case)]
 
 
-def with_marks():
-    for case in ALL:
-        mesh = "-".join(f"{axis}{size}" for axis, size in case[2].items())
-        yield pytest.param(
-            case,
-            marks=() if case in DEFAULT else pytest.mark.full,
-            id=f"{case[0]}-{case[1]}-{mesh}-{case[3]}",
-        )
+def marked(case):
+    mesh = "-".join(f"{axis}{size}" for axis, size in case[2].items())
+    return pytest.param(
+        case,
+        marks=() if case in DEFAULT else pytest.mark.full,
+        id=f"{case[0]}-{case[1]}-{mesh}-{case[3]}",
+    )
 
 
 def largest(row, kind):
@@ -111,7 +110,7 @@ def work_is_shared(row):
 MOVING = ("sana_sprint",)
 
 
-@pytest.mark.parametrize("case", with_marks())
+@pytest.mark.parametrize("case", [marked(case) for case in ALL])
 def test_a_mesh_shares_the_work_and_keeps_the_result(case):
     row = found(case)
     # Sums in another order, in float32; the optimizer is linear in the gradient.
