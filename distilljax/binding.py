@@ -157,7 +157,7 @@ def _times(x: Array, t: Time) -> Array:
     return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
 
 
-def _unguided(fn: Callable, *args: Any) -> Callable:
+def _untyped(fn: Callable, *args: Any) -> Callable:
     """A network's function under explicit axes as it runs under others.
 
     Its module need not say of every reshape and lookup how the result is split; what it
@@ -251,7 +251,7 @@ class Bound:
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
-        run = _unguided(functools.partial(self.network.apply, **options), x)
+        run = _untyped(functools.partial(self.network.apply, **options), x)
         with scope(self.role):
             return run(self.params, x, _times(x, t), cond, s, **random)
 
@@ -264,7 +264,7 @@ class Bound:
                 )
             )
         function = functools.partial(self.network.functions[name], **kwargs)
-        run = _unguided(function, *args)
+        run = _untyped(function, *args)
         with scope(self.role):
             return run(self.params, *args)
 
