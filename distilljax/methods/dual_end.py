@@ -62,7 +62,7 @@ def hop(
 
         if every == 1:
             return values()
-        return jax.lax.cond(ctx.step % every == 0, values, lambda: jnp.zeros_like(r))
+        return jax.lax.cond(ctx.step % every == 0, values, lambda: jnp.zeros_like(end))
 
     return loss
 
