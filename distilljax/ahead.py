@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -25,6 +24,7 @@ from jax.sharding import Mesh
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.method import Method, batches
+from distilljax.training.collectives import collectives, counts
 from distilljax.training.config import TrainConfig
 from distilljax.training.cost import matmul_flops
 from distilljax.training.cycle import build_cycle, run_cycle
@@ -35,13 +35,6 @@ from distilljax.training.state import abstract, frozen_roles, held, parameter_sh
 # Memory of a chip in GiB, as its vendor states it.
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
 QUICK = {"exec_time_optimization_effort": -1.0}
-COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "reduce-scatter",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +180,6 @@ def compile_ahead(
     )
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
-    text = compiled.as_text()
-    found = {
-        name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES
-    }
     local = functools.partial(run_cycle, setup, method.phases)
     return Compiled(
         method=method.name,
@@ -202,7 +191,7 @@ def compile_ahead(
         - memory.alias_size_in_bytes,
         limit=MEMORY[topology.partition(":")[0]] * 2**30,
         flops=matmul_flops(local, *arguments),
-        collectives={name: count for name, count in found.items() if count},
+        collectives=counts(collectives(compiled)),
         seconds=seconds,
     )
 

@@ -10,12 +10,14 @@ own clock; ``x`` arrives divided by the path's ``sigma_d`` (for kind ``F`` by
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
 from distilljax import fields
 from distilljax.errors import unknown
@@ -155,6 +157,21 @@ def _times(x: Array, t: Time) -> Array:
     return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
 
 
+def _untyped(fn: Callable, *args: Any) -> Callable:
+    """A network's function under explicit axes as it runs under others.
+
+    Its module need not say of every reshape and lookup how the result is split; what it
+    returns is split along the batch like the first of the arrays that it gets.
+    """
+    arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
+    split = [jax.typeof(leaf).sharding for leaf in arrays]
+    split = [one for one in split if any(one.spec)]
+    if not split:
+        return fn
+    place = NamedSharding(split[0].mesh, PartitionSpec(split[0].spec[0]))
+    return auto_axes(fn, out_sharding=place)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bound:
     """A role inside a loss: a network with its parameters.
@@ -226,15 +243,17 @@ class Bound:
                 f"role {self.role!r}: network {self.network.name!r} has no apply; call "
                 f"one of its functions: {sorted(self.network.functions)}"
             )
-        options: dict[str, Any] = {} if self.key is None else {"rng": self.key}
+        options: dict[str, Any] = {}
+        random = {} if self.key is None else {"rng": self.key}
         if taps:
             self._require("taps")
             options["taps"] = True
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
+        run = _untyped(functools.partial(self.network.apply, **options), x)
         with scope(self.role):
-            return self.network.apply(self.params, x, _times(x, t), cond, s, **options)
+            return run(self.params, x, _times(x, t), cond, s, **random)
 
     def call(self, name: str, *args, **kwargs) -> Any:
         """Another declared function of the network (``logits``, ``decode``, ...)."""
@@ -244,8 +263,10 @@ class Bound:
                     f"function of {self.network.name!r}", name, self.network.functions
                 )
             )
+        function = functools.partial(self.network.functions[name], **kwargs)
+        run = _untyped(function, *args)
         with scope(self.role):
-            return self.network.functions[name](self.params, *args, **kwargs)
+            return run(self.params, *args)
 
     def _require(self, capability: str) -> None:
         if capability not in self.network.capabilities:

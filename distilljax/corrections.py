@@ -48,7 +48,9 @@ def correct(output: Array, direction: Array, weight: Array | None = None) -> Cor
             f"{direction.shape}"
         )
     if weight is None:
-        weight = jnp.ones(output.shape[:1], jnp.float32)
+        # Like a sum of the output, so that it is split over devices as its batch is.
+        sums = jnp.sum(output, axis=tuple(range(1, output.ndim)))
+        weight = jnp.ones_like(sums, jnp.float32)
     return Correction(output, sg(direction), weight)
 
 

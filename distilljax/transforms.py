@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec, reshard
 
 from distilljax.corrections import Correction, leading_axes
 from distilljax.paths import expand
@@ -198,11 +199,19 @@ def group_normalize(c: Correction, groups: int, eps: float = 1e-4) -> Correction
     batch = c.direction.shape[0]
     if batch % groups:
         raise ValueError(f"groups must divide the batch {batch}, got {groups}")
-    grouped = c.direction.reshape((groups, batch // groups) + c.direction.shape[1:])
+    spec = jax.typeof(c.direction).sharding.spec
+    # Under explicit axes say that all are gathered; a group need not lie on one device.
+    whole = PartitionSpec() if any(spec) else None
+    grouped = jnp.reshape(
+        c.direction,
+        (groups, batch // groups) + c.direction.shape[1:],
+        out_sharding=whole,
+    )
     mean = jnp.mean(grouped, axis=1, keepdims=True)
     std = jnp.std(grouped, axis=1, keepdims=True)
     out = (grouped - mean) / (std + eps)
-    return c._replace(direction=out.reshape(c.direction.shape))
+    out = out.reshape(c.direction.shape)
+    return c._replace(direction=out if whole is None else reshard(out, spec))
 
 
 def drop_nonfinite(c: Correction) -> Correction:

@@ -16,6 +16,7 @@ from distilljax.api import Fitted
 from distilljax.data import arrays
 from distilljax.method import Method
 from distilljax.methods import CATALOGUE, flow_matching, scm
+from distilljax.training.placement import tree_shardings
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -168,3 +169,16 @@ def test_every_source_of_the_data_page_is_that_of_its_card(tmp_path, monkeypatch
         assert found.fingerprint == source.fingerprint
         assert len(found) == len(source) > 0
     assert met == set(cards.SOURCES)
+
+
+def test_the_rules_of_the_page_on_sharding_fit():
+    space = {}
+    exec(blocks("docs/sharding.md", "## Rules"), space)
+    mesh = jax.sharding.AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    network = distilljax.networks.dit((8, 8, 4), width=32, depth=2, heads=2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    config = space["config"]
+    for section in (config.role("student"), config.frozen):
+        placed = tree_shardings(mesh, shapes, section.placement)
+        kernel = placed["blocks"]["qkv"]["kernel"].spec
+        assert set(kernel) >= {"fsdp"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path
+from distilljax.paths import Path, looked_up
 from distilljax.times import EvenGrid, Grid, Law
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Scales:
         """``w``, ``[B]``."""
         if isinstance(self.of, Among):
             index = ctx.integers("guidance", len(self.of.values))
-            return jnp.asarray(self.of.values, jnp.float32)[index]
+            return looked_up(jnp.asarray(self.of.values, jnp.float32), index)
         if isinstance(self.of, tuple):
             low, high = self.of
             return low + (high - low) * ctx.uniform("guidance")
@@ -234,15 +234,14 @@ class OdeRollout:
         # A sample that has reached its step stays; the padding is never used.
         table = [row + row[:1] * (deepest + 2 - len(row)) for row, _ in cases]
         case = ctx.integers("case", len(cases))
-        times = jnp.asarray(table, jnp.float32)[case]
-        leave = jnp.asarray([k for _, k in cases])[case]
+        times = looked_up(jnp.asarray(table, jnp.float32), case)
+        leave = looked_up(jnp.asarray([k for _, k in cases]), case)
         x = path.start(ctx.normal("start"), t=times[:, 0])
         for i in range(deepest):
             moved = sg(frozen(x, times[:, i], times[:, i + 1]))
             x = jnp.where((i < leave).reshape((-1,) + (1,) * (x.ndim - 1)), moved, x)
-        t, s = (
-            jnp.take_along_axis(times, leave[:, None] + i, axis=1)[:, 0] for i in (0, 1)
-        )
+        steps = jnp.asarray([row[k : k + 2] for row, k in cases], jnp.float32)
+        t, s = jnp.moveaxis(looked_up(steps, case), 1, 0)
         if self.random_end:
             s = s + 0.9 * ctx.uniform("end") * (t - s)
         x0 = live(sg(x), t, 0.0)
@@ -283,7 +282,8 @@ class Denoised:
         times = jnp.asarray(self.grid(self.steps, path)[:-1], jnp.float32)
         shares = self.shares or (1.0 / self.steps,) * self.steps
         edges = jnp.cumsum(jnp.asarray(shares))[:-1]
-        t = times[jnp.sum(ctx.uniform("step")[:, None] >= edges, axis=1)]
+        step = jnp.sum(ctx.uniform("step")[:, None] >= edges, axis=1)
+        t = looked_up(times, step)
         x0 = ctx.data[self.of]
         x_t = path.noise(x0, ctx.normal("eps", x0), t)
         return ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)(

@@ -130,7 +130,7 @@ def eulerian(
     anchor = -scale * db * (wanted - sg(output))
     rest = scale * (da * x_t + db * wanted + a * v) + carried
     direction = anchor + expand(warmup, x_t) * rest
-    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+    return correct(output, direction, jnp.ones_like(t, jnp.float32))
 
 
 def lagrangian(
@@ -176,7 +176,7 @@ def lagrangian(
     moved = a * x_t + b * fixed
     rate = da * x_t + db * fixed + b * sg(slope)
     direction = (sg(field(moved, s)) - rate) / db
-    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+    return correct(output, direction, jnp.ones_like(t, jnp.float32))
 
 
 def dual_end(
@@ -242,7 +242,7 @@ def dual_end(
     moved = a * x_t + b * fixed
     end = (sg(field(moved, s)) - ea * x_t - eb * fixed) / eb
     direction = start + end_weight * end + sg(carried)
-    return correct(output, direction, jnp.ones(t.shape, jnp.float32))
+    return correct(output, direction, jnp.ones_like(t, jnp.float32))
 
 
 def consistency(
@@ -279,7 +279,7 @@ def consistency(
     t, tau, s = _times(x_t, t, tau, s)
     reached = expand(tau, x_t) <= expand(s, x_t)
     target = jnp.where(reached, x_tau, sg(f_target(x_tau, tau, s)))
-    return toward(f(x_t, t, s), target, jnp.ones(t.shape, jnp.float32))
+    return toward(f(x_t, t, s), target, jnp.ones_like(t, jnp.float32))
 
 
 def semigroup(
@@ -312,4 +312,4 @@ def semigroup(
     a, b = flow_map.coefficients(expand(t, x_t), expand(s, x_t))
     output = flow_map.output(x_t, t, s)
     implied = (target - a * x_t) / b
-    return toward(output, implied, jnp.ones(t.shape, jnp.float32))
+    return toward(output, implied, jnp.ones_like(t, jnp.float32))

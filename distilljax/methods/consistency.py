@@ -37,7 +37,7 @@ from distilljax.methods.parts import (
     telling,
 )
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, trigflow
+from distilljax.paths import Path, looked_up, trigflow
 from distilljax.sampling import Consistency
 from distilljax.solvers import DDIM, Heun, Solver, solve
 from distilljax.times import (
@@ -117,7 +117,7 @@ def cm_cd(
         p = path_of(ctx, path, "teacher")
         times = jnp.asarray(grid(segments, p), jnp.float32)
         index = ctx.integers("index", segments)
-        t, tau = times[index], times[index + 1]
+        t, tau = looked_up(times, index), looked_up(times, index + 1)
         x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
         kind = ctx.nets.teacher.kind
         field = ctx.nets.teacher.guided(ctx.data, guidance, kind=kind, path=p)
@@ -194,7 +194,8 @@ def lcm(
         p = path_of(ctx, path, "teacher")
         times = jnp.asarray(grid(segments, p), jnp.float32)
         index = ctx.integers("index", segments)
-        t, tau = times[index], times[jnp.minimum(index + skip, segments)]
+        after = jnp.minimum(index + skip, segments)
+        t, tau = looked_up(times, index), looked_up(times, after)
         x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
         teacher = ctx.nets.teacher
         scale = scale_of(ctx, guidance)

@@ -16,7 +16,7 @@ from distilljax.errors import unknown
 from distilljax.flow_maps import FlowMap, ode_flow_map
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
 from distilljax.methods.parts import TEACHER, guidance_needs
-from distilljax.paths import Path, Time, expand, guard
+from distilljax.paths import Path, Time, expand, guard, looked_up
 from distilljax.predictions import VELOCITY, X0, convert, decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import DDIM
@@ -262,7 +262,7 @@ def pi_flow(
         times = jnp.asarray(grid(steps, way), jnp.float32)
         place = times[0] * ctx.uniform("segment")[:, None]
         index = jnp.sum(place < times[None, 1:-1], axis=1)
-        t, end = times[index], times[index + 1]
+        t, end = looked_up(times, index), looked_up(times, index + 1)
         x = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
         made = POLICIES[policy](student, ctx.cond, x, t, end)
         count = made.means.shape[1]
@@ -280,7 +280,9 @@ def pi_flow(
         lent = ctx.uniform("teacher_way", (ctx.batch_size, states - 1))
         lent = jnp.pad(jnp.sort(lent, axis=1), ((0, 0), (0, 1)), constant_values=1.0)
         own, lent = (
-            share * jnp.diff(ends, axis=1, prepend=0.0) * (t - end)[:, None]
+            share
+            * jnp.diff(jnp.pad(ends, ((0, 0), (1, 0))), axis=1)
+            * (t - end)[:, None]
             for share, ends in ((1.0 - ratio, own), (ratio, lent))
         )
         values = []

@@ -22,7 +22,7 @@ from distilljax.method import (
 )
 from distilljax.methods.parts import TEACHER, guidance_needs, path_of
 from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path
+from distilljax.paths import Path, looked_up
 from distilljax.predictions import decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import Heun, Solver
@@ -103,7 +103,7 @@ def progressive(
             way = path_of(ctx, path)
             times = jnp.asarray(grid(2 * count, way), jnp.float32)
             index = 2 * ctx.integers("index", count)
-            t, m, s = times[index], times[index + 1], times[index + 2]
+            t, m, s = (looked_up(times, index + i) for i in range(3))
             x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
             f = ctx.nets.student.flow_map(ctx.cond, path=way, two_time=False)
             field = ctx.nets.teacher.guided(ctx.data, scale, kind=f.kind, path=way)

@@ -34,7 +34,7 @@ from distilljax.methods.parts import (
     tell_apart,
 )
 from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path
+from distilljax.paths import Path, looked_up
 from distilljax.predictions import recompose
 from distilljax.sampling import Deterministic, Renoise
 from distilljax.solvers import Heun, Solver, solve
@@ -134,12 +134,12 @@ class Ends:
         hops = _hops(ctx, self.segments)
         first = _uniform_index(ctx, "first", 0, self.segments - hops)
         last = _uniform_index(ctx, "last", first + hops, self.segments)
-        t, u, s = times[first], times[first + hops], times[last]
+        t, u, s = (looked_up(times, at) for at in (first, first + hops, last))
         kind = ctx.nets.teacher.kind
         field = ctx.nets.teacher.guided(ctx.data, self.guidance, kind=kind, path=way)
 
         def advance(k: Array, x: Array) -> Array:
-            ends = jnp.stack([times[first + k], times[first + k + 1]])
+            ends = jnp.stack([looked_up(times, first + k + i) for i in (0, 1)])
             return solve(field, x, ends, path=way, solver=self.solver, kind=kind)
 
         x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)

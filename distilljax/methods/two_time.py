@@ -34,7 +34,7 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
-from distilljax.paths import Path, expand
+from distilljax.paths import Path, expand, looked_up
 from distilljax.predictions import VELOCITY, convert
 from distilljax.sampling import Deterministic
 from distilljax.times import (
@@ -121,7 +121,7 @@ def shortcut(
         stride = 2 ** (levels - level)
         index = stride * jnp.floor(ctx.uniform("place") * 2.0**level).astype(jnp.int32)
         times = jnp.asarray(grid(2**levels, way), jnp.float32)
-        t, m, s = (times[index + add] for add in (0, stride // 2, stride))
+        t, m, s = (looked_up(times, index + add) for add in (0, stride // 2, stride))
         x0, eps = ctx.data["x0"], ctx.normal("eps")
         x_t = way.noise(x0, eps, t)
         cond, _ = dropped(ctx, student, label_dropout)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -36,11 +36,15 @@ class Rule(NamedTuple):
     axes: tuple[str | None, ...]
 
 
-# Products in parts: split along what comes out, then along what goes in.
+# Products in parts: split along what comes out, then along what goes in. The layers of
+# embeddings called ``out`` have no partner and are small.
 TENSOR = (
     Rule(r"(^|/)(qkv|up)/kernel$", (None, "tensor")),
     Rule(r"(^|/)(qkv|up)/bias$", ("tensor",)),
-    Rule(r"(^|/)(out|down)/kernel$", ("tensor", None)),
+    Rule(
+        r"(^|/)(?<!time/)(?<!second/)(?<!guidance/)(out|down)/kernel$",
+        ("tensor", None),
+    ),
 )
 
 
@@ -110,6 +114,20 @@ def share(mesh: Mesh | None) -> tuple[int, int]:
 def sharding(mesh: Mesh, *axes: str | tuple[str, ...] | None) -> NamedSharding:
     """Sharding of the leading axes over mesh axes; replicated without."""
     return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def put(tree: Any, places: Any) -> Any:
+    """Arrays of a traced program where they shall be.
+
+    Under explicit axes that changes their types, under others it is a constraint.
+    """
+
+    def one(x: jax.Array, place: NamedSharding) -> jax.Array:
+        if AxisType.Explicit in place.mesh.axis_types:
+            return reshard(x, place.spec)
+        return jax.lax.with_sharding_constraint(x, place)
+
+    return jax.tree.map(one, tree, places)
 
 
 def placed(

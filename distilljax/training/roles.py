@@ -19,6 +19,7 @@ from distilljax.training.config import TrainConfig
 from distilljax.training.placement import (
     ROWS,
     make_mesh,
+    put,
     rows,
     sharding,
     tree_shardings,
@@ -71,7 +72,7 @@ class Setup:
         """Places an array with batch first on the batch axes of the mesh."""
         if self.mesh is None or x.ndim == 0 or x.shape[0] % rows(self.mesh):
             return x
-        return jax.lax.with_sharding_constraint(x, sharding(self.mesh, ROWS))
+        return put(x, sharding(self.mesh, ROWS))
 
     def around(self) -> AbstractContextManager[Any]:
         """Sets the mesh while a program is traced; networks split their batch by it."""
@@ -106,7 +107,7 @@ class Setup:
         """
         if self.mesh is None:
             return tree
-        return jax.lax.with_sharding_constraint(tree, self.shardings(role, tree))
+        return put(tree, self.shardings(role, tree))
 
 
 def run_mesh(config: TrainConfig) -> Mesh | None:

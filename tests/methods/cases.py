@@ -185,7 +185,14 @@ def params(
 
 
 def setup(
-    name: str, *, batch_size: int = 16, nets=None, built: Method | None = None, **train
+    name: str,
+    *,
+    batch_size: int = 16,
+    nets=None,
+    built: Method | None = None,
+    shape: tuple[int, ...] = SHAPE,
+    on: jax.sharding.Mesh | None = None,
+    **train,
 ):
     """``(setup, state, frozen)`` of a method, by default under its small settings."""
     built = method(name) if built is None else built
@@ -194,16 +201,21 @@ def setup(
         {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},
         roles=built.roles,
     )
-    joined = make_setup(built, nets, config, SHAPE, run_mesh(config))
+    joined = make_setup(built, nets, config, shape, on or run_mesh(config))
     given = params(nets, built)
     state, frozen = create_state(joined, given), create_frozen(joined, given)
     return joined, state, frozen
 
 
-def batch(count: int, batch_size: int = 16, seed: int = 0) -> dict[str, jax.Array]:
+def batch(
+    count: int,
+    batch_size: int = 16,
+    seed: int = 0,
+    shape: tuple[int, ...] = SHAPE,
+) -> dict[str, jax.Array]:
     """A cycle's batches ``[count, 1, B, ...]`` of points and labels."""
     a, b = jax.random.split(jax.random.key(seed))
     return {
-        "x0": jax.random.normal(a, (count, 1, batch_size, *SHAPE)),
+        "x0": jax.random.normal(a, (count, 1, batch_size, *shape)),
         "cond": jax.random.randint(b, (count, 1, batch_size), 0, CLASSES),
     }
