@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.workload import CARDS, SMALL
-from distilljax import api, cards, evaluation, generation
+from distilljax import api, cards, evaluation, generation, storage
 from distilljax.data import degraded_digits
 from distilljax.errors import unknown
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
@@ -98,9 +98,9 @@ class Job:
         self.found["versions"] = evaluation.versions()
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.found, indent=1) + "\n"
-        evaluation.write_atomic(self.path, text.encode())
+        storage.write_atomic(self.path, text.encode())
         table = self.folder / "cards.md"
-        evaluation.write_atomic(table, markdown(self.found).encode())
+        storage.write_atomic(table, markdown(self.found).encode())
 
     def judge(self, name: str, source: Any) -> Judge | RestorationJudge:
         """The one judge of all cards of a kind."""

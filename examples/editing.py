@@ -31,6 +31,7 @@ from distilljax import (
     image_edits,
     sampling,
     solvers,
+    storage,
 )
 from distilljax.data import coloured_digits
 from distilljax.evaluation.panels import INK, MUTED
@@ -114,7 +115,7 @@ def picture(
         chart(figure.add_axes((left, base, side / width, side / height)))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    evaluation.write_atomic(path, _small(buffer.getvalue()))
+    storage.write_atomic(path, _small(buffer.getvalue()))
     print(path)
 
 

@@ -74,7 +74,7 @@ def names(folder):
 
 
 def test_a_run_lives_and_is_sampled_in_a_bucket(run, bucket, capsys):
-    assert names(run) == ["config.json", "metrics.jsonl", "params"]
+    assert names(run) == ["config.json", "metrics.csv", "metrics.jsonl", "params"]
     record = json.loads((epath.Path(run) / "config.json").read_text())
     assert record["card"]["source"]["name"] == "mixture"
     steps, values = read_metrics(f"{run}/metrics.jsonl")["student/loss"]
