@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
 from distilljax import fields
+from distilljax.axes import untyped
 from distilljax.errors import unknown
 from distilljax.fields import Field
 from distilljax.flow_maps import AffineFlowMap
@@ -157,21 +157,6 @@ def _times(x: Array, t: Time) -> Array:
     return jnp.broadcast_to(t, x.shape[:1]) if t.ndim == 0 else t
 
 
-def _untyped(fn: Callable, *args: Any) -> Callable:
-    """A network's function under explicit axes as it runs under others.
-
-    Its module need not say of every reshape and lookup how the result is split; what it
-    returns is split along the batch like the first of the arrays that it gets.
-    """
-    arrays = [leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array)]
-    split = [jax.typeof(leaf).sharding for leaf in arrays]
-    split = [one for one in split if any(one.spec)]
-    if not split:
-        return fn
-    place = NamedSharding(split[0].mesh, PartitionSpec(split[0].spec[0]))
-    return auto_axes(fn, out_sharding=place)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bound:
     """A role inside a loss: a network with its parameters.
@@ -251,7 +236,7 @@ class Bound:
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
-        run = _untyped(functools.partial(self.network.apply, **options), x)
+        run = untyped(functools.partial(self.network.apply, **options), x)
         with scope(self.role):
             return run(self.params, x, _times(x, t), cond, s, **random)
 
@@ -264,7 +249,7 @@ class Bound:
                 )
             )
         function = functools.partial(self.network.functions[name], **kwargs)
-        run = _untyped(function, *args)
+        run = untyped(function, *args)
         with scope(self.role):
             return run(self.params, *args)
 

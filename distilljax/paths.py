@@ -36,7 +36,6 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
 
 Array = jax.Array
 Time = Array | float
@@ -72,22 +71,6 @@ def expand(t: Time, x: Array) -> Array:
             f"{t.shape}; pass one time per sample, [B], or per frame, [B, frames]"
         )
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
-
-
-def looked_up(table: Array, index: Array | int) -> Array:
-    """Rows ``table[index]``, split over devices as the index is.
-
-    Under explicit axes an index alone leaves open whether it or the table moves.
-
-    Args:
-      table: ``[N, ...]``, whole on every device.
-      index: integers of any shape.
-    """
-    split = jax.typeof(index).sharding
-    if not any(split.spec):
-        return table[index]
-    spec = PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
-    return table.at[index].get(out_sharding=NamedSharding(split.mesh, spec))
 
 
 class Coefficients(Protocol):

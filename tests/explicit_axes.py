@@ -221,7 +221,7 @@ def loop_cases():
     out["solve/even"] = lambda w, d: solvers.solve(
         parts(w)[1], d["x"], (0.9, 0.5, 0.1), path=LINEAR, solver=solvers.Euler()
     )
-    out["ode_flow_map"] = lambda w, d: solvers.ode_flow_map(
+    out["ode_flow_map"] = lambda w, d: flow_maps.ode_flow_map(
         parts(w)[1], LINEAR, steps=3, rho=2.0
     )(d["x"], d["t"], d["s"])
     for rule in (

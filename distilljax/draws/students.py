@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path, looked_up
+from distilljax.axes import looked_up
+from distilljax.paths import Path
 from distilljax.times import EvenGrid, Grid, Law
 
 if TYPE_CHECKING:

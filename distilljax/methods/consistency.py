@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
+from distilljax.axes import looked_up
 from distilljax.binding import told
 from distilljax.context import Context
 from distilljax.corrections import Correction
@@ -37,7 +38,7 @@ from distilljax.methods.parts import (
     telling,
 )
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, looked_up, trigflow
+from distilljax.paths import Path, trigflow
 from distilljax.sampling import Consistency
 from distilljax.solvers import DDIM, Heun, Solver, solve
 from distilljax.times import (

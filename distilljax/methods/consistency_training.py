@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
+from distilljax.axes import untyped
 from distilljax.context import Context
 from distilljax.method import (
     Citation,
@@ -118,7 +119,9 @@ def log_normal_segment(
         0.5 * math.erfc((mean - math.log(level)) / (std * math.sqrt(2.0)))
         for level in (grid.sigma_min, grid.sigma_max)
     )
-    level = jnp.exp(mean + std * jax.scipy.special.ndtri(low + (high - low) * u))
+    share = low + (high - low) * u
+    normal = untyped(jax.scipy.special.ndtri, share)(share)
+    level = jnp.exp(mean + std * normal)
     return jnp.clip(jnp.floor(grid.index(level, count + 1.0)), 0.0, count - 1.0)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
+from distilljax.axes import untyped
 from distilljax.binding import Bound
 from distilljax.context import Context
 from distilljax.draws import Guidance, Scales
@@ -275,11 +276,15 @@ def tell_apart(
         values = value(real, fake)
         if not misaligned or ctx.cond is None:
             return values
-        other, t_other = (jnp.roll(a, 1, 0) for a in (x_t, t))
+        other, t_other = (untyped(_next, a)(a) for a in (x_t, t))
         rolled = judged(ctx, other, t_other, p, trunk)[1]
         return 0.5 * (values + value(real, rolled))
 
     return Term("tell_apart", loss, weight, coupled=misaligned)
+
+
+def _next(rows: Array) -> Array:
+    return jnp.roll(rows, 1, 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
+from distilljax.axes import looked_up
 from distilljax.binding import Bound, normalization
 from distilljax.context import Context
 from distilljax.errors import unknown
 from distilljax.flow_maps import FlowMap, ode_flow_map
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
 from distilljax.methods.parts import TEACHER, guidance_needs
-from distilljax.paths import Path, Time, expand, guard, looked_up
+from distilljax.paths import Path, Time, expand, guard
 from distilljax.predictions import VELOCITY, X0, convert, decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import DDIM

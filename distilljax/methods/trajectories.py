@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
+from distilljax.axes import looked_up
 from distilljax.context import Context
 from distilljax.draws import TeacherTrajectory
 from distilljax.flow_maps import AffineFlowMap
@@ -22,7 +23,7 @@ from distilljax.method import (
 )
 from distilljax.methods.parts import TEACHER, guidance_needs, path_of
 from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path, looked_up
+from distilljax.paths import Path
 from distilljax.predictions import decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import Heun, Solver

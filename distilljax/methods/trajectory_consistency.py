@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
+from distilljax.axes import looked_up
 from distilljax.context import Context
 from distilljax.method import (
     Citation,
@@ -34,7 +35,7 @@ from distilljax.methods.parts import (
     tell_apart,
 )
 from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path, looked_up
+from distilljax.paths import Path
 from distilljax.predictions import recompose
 from distilljax.sampling import Deterministic, Renoise
 from distilljax.solvers import Heun, Solver, solve

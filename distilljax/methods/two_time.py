@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import fields, losses, transforms
+from distilljax.axes import looked_up
 from distilljax.context import Context
 from distilljax.corrections import Correction
 from distilljax.draws import Guidance
@@ -34,7 +35,7 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
-from distilljax.paths import Path, expand, looked_up
+from distilljax.paths import Path, expand
 from distilljax.predictions import VELOCITY, convert
 from distilljax.sampling import Deterministic
 from distilljax.times import (

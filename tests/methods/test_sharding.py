@@ -24,12 +24,10 @@ DEFAULT = [
     ["flow_matching", "dit", {"fsdp": 8}, "auto"],
     ["flow_matching", "dit", SPLIT, "auto"],
 ]
-# What slices a sharded batch, or calls what jax itself does not type.
-NOT_EXPLICIT = ("ict", "sana_sprint")
 FULL = [
     *([name, "mlp", mesh, "auto"] for name in NAMES for mesh in MESHES),
     *([name, "dit", mesh, "auto"] for name in cases.CORE for mesh in MESHES),
-    *([n, "mlp", DATA, "explicit"] for n in NAMES if n not in NOT_EXPLICIT),
+    *([name, "mlp", DATA, "explicit"] for name in NAMES),
     ["flow_matching", "dit", SPLIT, "explicit"],
     *(["sid", "lora", mesh, "auto"] for mesh in ({"fsdp": 8}, SPLIT)),
 ]
