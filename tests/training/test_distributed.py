@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distilljax import cli
-from distilljax.training import TrainConfig, checkpoints, checks, distributed
+from distilljax.training import TrainConfig, checks, claim, distributed
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def test_a_folder_that_processes_see_differently(
 ):
     monkeypatch.setattr(distributed, "of_all", lambda said: [said, change(said)])
     with pytest.raises(ValueError, match=message):
-        checkpoints.claim(tmp_path / "run", TrainConfig(), {"data": "a"})
+        claim.claim(tmp_path / "run", TrainConfig(), {"data": "a"})
 
 
 def test_another_teacher_in_one_process(monkeypatch):
