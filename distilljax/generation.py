@@ -62,16 +62,25 @@ class Lead(NamedTuple):
         return self.nfe * (1 if self.guidance == 1 else 2)
 
 
+def own_path(network: Network) -> Path:
+    """Path on which a network predicts.
+
+    Raises:
+      ValueError: if it does not say one.
+    """
+    if network.path is None:
+        raise ValueError(f"network {network.name!r} does not say its path")
+    return network.path
+
+
 def sampling_path(method: Method, network: Network) -> Path:
     """Path on which a method's student is sampled.
 
     Raises:
       ValueError: if neither the method nor the network says one.
     """
-    path = network.path if method.sampling.path is None else method.sampling.path
-    if path is None:
-        raise ValueError(f"network {network.name!r} does not say its path")
-    return path
+    path = method.sampling.path
+    return own_path(network) if path is None else path
 
 
 def student_map(method: Method, network: Network, params: Any, cond: Any) -> FlowMap:
@@ -208,9 +217,7 @@ def teacher_sampler(
     Returns:
       ``(params, eps, cond, key) -> x``, one program.
     """
-    path = network.path
-    if path is None:
-        raise ValueError(f"network {network.name!r} does not say its path")
+    path = own_path(network)
     times = grid(steps_of(solver, nfe), path)
 
     def run(params: Any, eps: Array, cond: Any, key: Array) -> Array:
@@ -241,9 +248,7 @@ def teacher_inverter(
     Returns:
       ``(params, x0, cond, key) -> eps``, one program.
     """
-    path = network.path
-    if path is None:
-        raise ValueError(f"network {network.name!r} does not say its path")
+    path = own_path(network)
     times = grid(steps_of(solver, nfe), path)
 
     def run(params: Any, x0: Array, cond: Any, key: Array) -> Array:
