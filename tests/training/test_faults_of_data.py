@@ -1,5 +1,6 @@
 """Faults of numbers, data and meshes: what is said, and that nothing is lost."""
 
+import signal
 import threading
 import time
 
@@ -23,7 +24,7 @@ from tests.data.test_readers import Stuck, StuckTake
 from tests.training import small
 from tests.training.test_checkpoints import kept
 from tests.training.test_cycle import NETWORKS, imitating
-from tests.training.test_faults import METHOD, at, interrupt, trained
+from tests.training.test_faults import METHOD, at, trained
 from tests.training.test_loop import equal
 from tests.training.test_state import TEACHER
 
@@ -221,8 +222,13 @@ class Gated(Stuck):
 
     shut = False
 
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.hangs = threading.Event()
+
     def __getitem__(self, index):
         if self.shut:
+            self.hangs.set()
             self.go.wait()
         return {"x0": np.full(2, 0.01 * index, np.float32)}
 
@@ -231,16 +237,19 @@ def test_ctrl_c_twice_ends_a_run_whose_source_hangs(tmp_path):
     data = Gated(0)
 
     def twice():
-        interrupt()
-        time.sleep(0.2)
-        interrupt()
+        # As a terminal does it, at the main thread, which only this wakes; two signals
+        # that it has not seen yet would count as one.
+        data.hangs.wait()
+        for _ in range(2):
+            time.sleep(1.0)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     def hang():
         data.shut = True
-        threading.Timer(1.0, twice).start()
+        threading.Thread(target=twice, daemon=True).start()
 
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, data, cycles=60, **at(3, hang))
+        trained(tmp_path, data, cycles=60, data_timeout=60, **at(3, hang))
     assert kept(tmp_path)[0] == 2
     data.shut = False
     data.go.set()
