@@ -3,24 +3,27 @@
 The `libtpu` package compiles for named topologies on any Linux machine, so that a card
 can be shown to fit its chips before anybody waits for them:
 
-    distilljax compile --config=configs/cifar10/scm.py --topology=v5e:4x4
+    distilljax compile --config=configs/cifar/scm.py --topology=v5e:4x4
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import math
 import os
 import time
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from distilljax import cards
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.method import Method, batches
@@ -140,7 +143,56 @@ def _shapes(setup: Setup, batch: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     return abstract(setup, given), frozen, fields
 
 
-def compile_ahead(
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A training cycle, lowered for chips that need not be there.
+
+    Attributes:
+      setup: what the programs of the run share.
+      arguments: shapes of state, frozen parameters and batch.
+      topology: name of the chips.
+      lowered: the program before compilation.
+      options: of the compiler.
+    """
+
+    setup: Setup
+    arguments: tuple[Any, Any, Any]
+    topology: str
+    lowered: Any
+    options: Mapping[str, Any] | None
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal programs, compilers and options of the compiler."""
+        compiler = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
+        compiler += [f"libtpu {metadata.version('libtpu')}", str(self.options)]
+        text = "\n".join([*compiler, self.topology, self.lowered.as_text()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def compile(self) -> Compiled:
+        """What the program needs of every chip."""
+        began = time.perf_counter()
+        compiled = self.lowered.compile(compiler_options=self.options)
+        seconds = time.perf_counter() - began
+        memory, setup = compiled.memory_analysis(), self.setup
+        assert setup.mesh is not None
+        local = functools.partial(run_cycle, setup, setup.method.phases)
+        return Compiled(
+            method=setup.method.name,
+            topology=self.topology,
+            chips=setup.mesh.size,
+            arguments=memory.argument_size_in_bytes,
+            temporaries=memory.temp_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes,
+            limit=MEMORY[self.topology.partition(":")[0]] * 2**30,
+            flops=int(matmul_flops(local, *self.arguments)),
+            collectives=counts(collectives(compiled)),
+            seconds=seconds,
+        )
+
+
+def lower_ahead(
     method: Method,
     networks: Mapping[str, Network],
     config: TrainConfig,
@@ -148,8 +200,8 @@ def compile_ahead(
     sample: Mapping[str, Any],
     topology: str = "v5e:4x4",
     quick: bool = False,
-) -> Compiled:
-    """Compiles the cycle of a method for chips that need not be there.
+) -> Program:
+    """Lowers the cycle of a method for chips that need not be there.
 
     Args:
       method: the method; its own phases, not those of a stage.
@@ -162,7 +214,7 @@ def compile_ahead(
         gives about the same memory.
 
     Returns:
-      What the program needs.
+      The program; its ``compile()`` says what it needs.
 
     Raises:
       ValueError: for an unknown chip, or a batch that the chips do not divide.
@@ -172,34 +224,28 @@ def compile_ahead(
     config = dataclasses.replace(config, mesh=dict(mesh.shape))
     setup = make_setup(method, networks, config, sample["x0"].shape, mesh)
     arguments = _shapes(setup, sample)
-    began = time.perf_counter()
-    compiled = (
-        build_cycle(setup, method.phases)
-        .lower(*arguments)
-        .compile(compiler_options=QUICK if quick else None)
-    )
-    seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    local = functools.partial(run_cycle, setup, method.phases)
-    return Compiled(
-        method=method.name,
+    lowered = build_cycle(setup, method.phases).lower(*arguments)
+    return Program(setup, arguments, topology, lowered, QUICK if quick else None)
+
+
+def lower_card(card: Any, topology: str = "v5e:4x4", *, quick: bool = False) -> Program:
+    """`lower_ahead` of a card; its data need not be there."""
+    outline = cards.outline(card)
+    found = cards.expand(card, source=outline)
+    return lower_ahead(
+        found.method,
+        found.networks,
+        found.train,
+        sample=sample_of(outline, found.method.batch & {"eps", "y"}),
         topology=topology,
-        chips=mesh.size,
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,
-        limit=MEMORY[topology.partition(":")[0]] * 2**30,
-        flops=matmul_flops(local, *arguments),
-        collectives=counts(collectives(compiled)),
-        seconds=seconds,
+        quick=quick,
     )
 
 
 def sample_of(
     source: Any, fields: Iterable[str] = ()
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of one sample of a source of images and conditions, see `compile_ahead`.
+    """Shapes of one sample of a source of images and conditions, see `lower_ahead`.
 
     Args:
       source: with ``sample_shape`` and ``num_classes``, None for no labels; maybe with

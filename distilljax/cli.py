@@ -1,4 +1,4 @@
-"""The command line: ``distilljax train | sample | edit | evaluate | pairs | ...``."""
+"""The command line: ``distilljax train | sample | evaluate | bench | pairs | ...``."""
 
 from __future__ import annotations
 
@@ -209,6 +209,44 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--quick", action="store_true", help="let the compiler try less hard"
     )
 
+    bench = parsers.add_parser(
+        "bench",
+        help="run every method on one problem with one budget, and compare",
+        description="Every method from one teacher and one network with equally many "
+        "network evaluations: bench.json, bench.md and bench.html. A second call "
+        "continues. See docs/bench.md.",
+        allow_abbrev=False,
+    )
+    bench.add_argument("--suite", default="mixture", help="mixture (default) or digits")
+    bench.add_argument(
+        "--methods", default=None, help="names joined by commas; default all"
+    )
+    bench.add_argument(
+        "--budget", type=float, help="network evaluations of a training, such as 4e6"
+    )
+    bench.add_argument("--seeds", type=int, help="trainings of each method; default 3")
+    bench.add_argument("--out", help="folder, default runs/bench_<suite>")
+    bench.add_argument(
+        "--oracle_seed",
+        "--oracle-seed",
+        type=int,
+        default=0,
+        help="seed of the mixture that is the teacher",
+    )
+    bench.add_argument(
+        "--oracle", help="another mixture: .npz with weights, means, stds"
+    )
+    bench.add_argument(
+        "--dimension", type=int, help="of the mixture; 2 (default), 64, ..."
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="eight methods, a small budget"
+    )
+    bench.add_argument("--fresh", action="store_true", help="start again from nothing")
+    bench.add_argument(
+        "--redo", action="store_true", help="run methods again that failed"
+    )
+
     parsers.add_parser("methods", help="the catalogue: citation, data, networks")
 
     quick = parsers.add_parser("quickstart", help="digits, a teacher, four methods")
@@ -274,6 +312,7 @@ def _keys(config, prefix: str = "") -> list[str]:
 
 
 COMMANDS = {
+    "bench": commands.bench,
     "compile": commands.compile_card,
     "evaluate": commands.evaluate,
     "convert": commands.convert,

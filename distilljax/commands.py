@@ -59,19 +59,10 @@ def train(options: argparse.Namespace) -> int:
 
 def compile_card(options: argparse.Namespace) -> int:
     """Compiles a card for chips that are not there."""
-    from distilljax import ahead, cards
+    from distilljax import ahead
 
-    config = options.card
-    outline = cards.outline(config)
-    found = cards.expand(config, source=outline)
-    result = ahead.compile_ahead(
-        found.method,
-        found.networks,
-        found.train,
-        sample=ahead.sample_of(outline, found.method.batch & {"eps", "y"}),
-        topology=options.topology,
-        quick=options.quick,
-    )
+    program = ahead.lower_card(options.card, options.topology, quick=options.quick)
+    result = program.compile()
     print(result)
     return 0 if result.fits else 1
 
@@ -272,6 +263,26 @@ def methods(options: argparse.Namespace) -> int:
         print(f"  roles: {', '.join(method.roles)}")
         print(f"  networks need: {', '.join(needs) or 'nothing special'}")
     return 0
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Runs methods on a suite; 1 if one failed."""
+    from distilljax import bench
+
+    found = bench.run_suite(
+        options.suite,
+        options.out or f"runs/bench_{options.suite}",
+        methods=options.methods,
+        seeds=options.seeds,
+        budget=None if options.budget is None else int(options.budget),
+        oracle=options.oracle,
+        oracle_seed=options.oracle_seed,
+        dimension=options.dimension,
+        quick=options.quick,
+        fresh=options.fresh,
+        redo=options.redo,
+    )
+    return int(any("error" in row for row in found["rows"]))
 
 
 def quickstart(options: argparse.Namespace) -> int:

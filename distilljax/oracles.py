@@ -295,7 +295,11 @@ class GaussianMixture(NamedTuple):
 
     def log_density(self, x: Array, path: Path | None = None, t: Time = 0.0) -> Array:
         """Log density ``[B]`` of ``x_t``, ``[B, ...]``; of the data without a path."""
-        return jax.nn.logsumexp(self._at(path, x, t)[-1], axis=1)
+        return jax.nn.logsumexp(self.log_joint(x, path, t), axis=1)
+
+    def log_joint(self, x: Array, path: Path | None = None, t: Time = 0.0) -> Array:
+        """Log density with every component ``[B, K]``; its softmax says which."""
+        return self._at(path, x, t)[-1]
 
     def sample(self, key: Array, n: int) -> Array:
         """``n`` data samples ``[n, *sample_shape]``."""

@@ -24,6 +24,7 @@ FLOORS = (
     ("interop",),
     ("generation", "specs", "cards", "recipes", "ahead", "api"),
     ("image_edits", "judge", "pairs", "quickstart"),
+    ("bench",),
     ("commands", "cli", "__main__"),
 )
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

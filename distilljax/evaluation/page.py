@@ -141,7 +141,8 @@ def _text(value: Any) -> str:
     return "n/a" if value is None else str(value)
 
 
-def _pairs(values: Any) -> str:
+def pairs(values: Any) -> str:
+    """Names and values, one a line."""
     if not isinstance(values, Mapping):
         return f"<p>{escape(_text(values))}</p>"
     rows = (
@@ -178,8 +179,28 @@ def _files(samples: Sequence[str]) -> str:
     )
 
 
-def _section(title: str, body: str) -> str:
+def section(title: str, body: str) -> str:
+    """A part of a page under a heading; both are HTML."""
     return f"<section><h2>{title}</h2>{body}</section>"
+
+
+def picture(png: bytes, alt: str) -> str:
+    """An embedded picture that scrolls where it is wider than the screen."""
+    data = base64.b64encode(png).decode()
+    return (
+        '<div class="wide picture">'
+        f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}"></div>'
+    )
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A page in the house's style; the title is HTML."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n"
+        f"<body>{chr(10).join(parts)}</body></html>\n"
+    )
 
 
 def report_page(report: Mapping[str, Any], png: bytes, samples: Iterable[str]) -> str:
@@ -198,28 +219,23 @@ def report_page(report: Mapping[str, Any], png: bytes, samples: Iterable[str]) -
     words = escape(in_words(report))
     parts = [
         f"<h1>{title}</h1><p>{words}</p>",
-        _section("Results", _results(report)),
-        _section(
+        section("Results", _results(report)),
+        section(
             "Samples, cost and training",
             '<div class="wide picture"><a href="report.png">'
             f'<img src="data:image/png;base64,{picture}" alt="Sample grids of data, '
             "teacher and students with the same noise and labels; Frechet distance by "
             f'evaluations; training curves. {words}"></a></div>',
         ),
-        _section("Protocol", _pairs(report.get("protocol", "Not recorded."))),
+        section("Protocol", pairs(report.get("protocol", "Not recorded."))),
         '<div class="pair">',
-        _section("Time", _times(report["seconds"])),
-        _section("Hardware", _pairs(report["hardware"])),
-        _section("Versions", _pairs(report["versions"])),
+        section("Time", _times(report["seconds"])),
+        section("Hardware", pairs(report["hardware"])),
+        section("Versions", pairs(report["versions"])),
         "</div>",
-        _section("Files", _files(list(samples))),
+        section("Files", _files(list(samples))),
     ]
     if report.get("notes"):
         notes = "".join(f"<li>{escape(str(note))}</li>" for note in report["notes"])
-        parts.append(_section("Notes", f"<ul>{notes}</ul>"))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>\n"
-        f"<body>{chr(10).join(parts)}</body></html>\n"
-    )
+        parts.append(section("Notes", f"<ul>{notes}</ul>"))
+    return document(title, parts)

@@ -21,7 +21,7 @@ from distilljax.training.roles import Setup
 from distilljax.training.state import abstract, frozen_roles, parameter_shapes
 
 
-def matmul_flops(fn: Callable, *args: Any) -> int:
+def matmul_flops(fn: Callable, *args: Any, trips: float | None = None) -> float:
     """Floating-point operations of matrix products and convolutions of a function.
 
     Results that nothing needs are not counted; of a ``cond`` the dearest branch is.
@@ -29,15 +29,17 @@ def matmul_flops(fn: Callable, *args: Any) -> int:
     Args:
       fn: function of arrays, jitted or not.
       *args: its arguments, or their shapes (`jax.ShapeDtypeStruct`).
+      trips: mean length of loops of unknown length.
 
     Raises:
-      ValueError: if the program has a loop of unknown length with a product in it.
+      ValueError: if the program has a loop of unknown length with a product in it, and
+        no mean length is given.
     """
     jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-    return _count(jaxpr, [True] * len(jaxpr.outvars))
+    return _count(jaxpr, _all(jaxpr), trips)
 
 
-def _count(jaxpr: Any, live_out: Sequence[bool]) -> int:
+def _count(jaxpr: Any, live_out: Sequence[bool], trips: float | None) -> float:
     """Operations of the equations on which live outputs depend."""
     live = {id(v) for v, used in zip(jaxpr.outvars, live_out, strict=True) if used}
     total = 0
@@ -46,11 +48,11 @@ def _count(jaxpr: Any, live_out: Sequence[bool]) -> int:
         if not any(used) and not eqn.effects:
             continue
         live |= {id(v) for v in eqn.invars}
-        total += _cost(eqn, used)
+        total += _cost(eqn, used, trips)
     return total
 
 
-def _cost(eqn: Any, used: list[bool]) -> int:
+def _cost(eqn: Any, used: list[bool], trips: float | None) -> float:
     name, params = eqn.primitive.name, eqn.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
@@ -69,19 +71,21 @@ def _cost(eqn: Any, used: list[bool]) -> int:
             outer.aval.shape == inner.aval.shape
             for outer, inner in zip(eqn.outvars, body.outvars, strict=True)
         )
-        return params["length"] * _count(body, [True] * carry + used[carry:])
+        return params["length"] * _count(body, [True] * carry + used[carry:], trips)
     if name == "while":
         parts = [_open(params["cond_jaxpr"]), _open(params["body_jaxpr"])]
-        if any(_count(part, [True] * len(part.outvars)) for part in parts):
+        once = sum(_count(part, _all(part), trips) for part in parts)
+        if once and trips is None:
             raise ValueError(
                 "cannot count a while loop with matrix products: its length is not "
-                "known; use lax.scan, or fori_loop with fixed bounds"
+                "known; use lax.scan, or fori_loop with fixed bounds, or say how long "
+                "it is in the mean (trips)"
             )
-        return 0
+        return once * (trips or 0)
     if name == "cond":
-        return max(_count(_open(branch), used) for branch in params["branches"])
+        return max(_count(_open(b), used, trips) for b in params["branches"])
     return sum(
-        _count(inner, used if len(used) == len(inner.outvars) else _all(inner))
+        _count(inner, used if len(used) == len(inner.outvars) else _all(inner), trips)
         for inner in _inner(params)
     )
 
@@ -114,12 +118,15 @@ def forward_flops(setup: Setup, role: str = "student") -> int:
     return matmul_flops(network.apply, params, x, t, cond, s)
 
 
-def cycle_evaluations(setup: Setup, phases: tuple[Phase, ...]) -> float:
+def cycle_evaluations(
+    setup: Setup, phases: tuple[Phase, ...], trips: float | None = None
+) -> float:
     """Cost of one cycle in forward passes of the student's network on one sample.
 
     Args:
       setup: what the programs of a run share, with the shapes of its batch.
       phases: phases of the cycle.
+      trips: mean length of loops of drawn length, see `matmul_flops`.
     """
     given = parameter_shapes(setup)
     frozen = {name: given[name] for name in frozen_roles(setup)}
@@ -130,21 +137,25 @@ def cycle_evaluations(setup: Setup, phases: tuple[Phase, ...]) -> float:
         dict(setup.batch),
     )
     cycle = functools.partial(run_cycle, setup, phases)
-    total = matmul_flops(cycle, abstract(setup, given), frozen, batch)
+    shapes = abstract(setup, given)
+    total = matmul_flops(cycle, shapes, frozen, batch, trips=trips)
     return total / forward_flops(setup)
 
 
-def run_evaluations(setup: Setup, cycles: int | None = None) -> float:
+def run_evaluations(
+    setup: Setup, cycles: int | None = None, trips: float | None = None
+) -> float:
     """Cost of a run in forward passes of the student's network on one sample.
 
     Args:
       setup: what the programs of a run share, with the shapes of its batch.
       cycles: cycles of the run; default those of its config.
+      trips: mean length of loops of drawn length, see `matmul_flops`.
     """
     cycles = setup.config.cycles if cycles is None else cycles
     total, start = 0.0, 0
     for until, phases in (*setup.method.stages, (cycles, setup.method.phases)):
         length = max(min(until, cycles) - start, 0)
-        total += length * cycle_evaluations(setup, phases) if length else 0.0
+        total += length * cycle_evaluations(setup, phases, trips) if length else 0.0
         start += length
     return total

@@ -182,7 +182,8 @@ def check_given(setup: Setup, given: Mapping[str, Params]) -> None:
                     raise _different(name, f"params[{name!r}]", leaf, a, b)
 
 
-def _initial(setup: Setup, key: Array, given: Mapping[str, Params]) -> TrainState:
+def first_state(setup: Setup, key: Array, given: Mapping[str, Params]) -> TrainState:
+    """The first state as a pure function of a seed's key; see `create_state`."""
     start = _Start(setup, fold_name(key, "init"), given)
     return _around(setup, key, {name: start(name) for name in moving(setup)})
 
@@ -265,7 +266,7 @@ def create_state(
     """
     given = _placed(setup, params)
     build = jax.jit(
-        lambda key, given: _initial(setup, key, given),
+        lambda key, given: first_state(setup, key, given),
         out_shardings=state_shardings(setup),
     )
     return build(jax.random.key(setup.config.seed), given)

@@ -54,6 +54,7 @@ def test_loops_and_branches():
 
     with pytest.raises(ValueError, match="while loop"):
         matmul_flops(endless, A, B)
+    assert matmul_flops(endless, A, B, trips=2.5) == 2.5 * PRODUCT
 
 
 def test_derivatives():

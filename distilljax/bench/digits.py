@@ -1,0 +1,222 @@
+"""The suite ``digits``: the cards of the quick start's data, all with one budget.
+
+Teacher, networks, options and learning rates are those of the cards in
+``configs/digits``; what counts cycles in them (ramps, warm-ups, rounds) is stretched to
+the cycles that the budget pays for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distilljax import cards, evaluation, generation, recipes, specs
+from distilljax.bench.suites import BATCH, STEPS, Entry, Suite, no_reward
+from distilljax.binding import Network
+from distilljax.data import digits as digits_source
+from distilljax.judge import TEACHER_NFE, Judge
+from distilljax.method import Method
+from distilljax.methods import CATALOGUE
+from distilljax.quickstart import CONFIGS
+
+MISSING = {
+    "flow_matching": "it makes teachers; students start from the quick start's",
+    "denoising": "it makes teachers",
+    "tsd_sr": "it restores images; see examples/restoration.py",
+}
+ONE_STEP = ("diff_instruct", "dmd", "f_distill", "pi_flow", "progressive")
+_NOTE = "its card trains it for one step"
+# Methods without a card: options, and the student is told a second time.
+_OWN: dict[str, dict[str, Any]] = {
+    "cm_cd": {"segments": 18, "grid": "EvenGrid()"},
+    "sid": {"critic_steps": 2, "steps": (1, 2, 4)},
+    "gdmd": {"critic_steps": 2, "steps": (1, 2, 4)},
+}
+_CYCLES, _PROBE = 1000, 1024
+# Options that count cycles, and attributes of schedules that do.
+_COUNTS = ("warmup", "warm_start", "round_cycles", "gan_start")
+_ATTRIBUTES = {
+    "Ramp": "steps",
+    "RootSegments": "cycles",
+    "DoublingSegments": "cycles",
+    "Shrink": "cycles",
+}
+
+
+def stretched(value: Any, factor: float, key: str = "") -> Any:
+    """Options with everything that counts cycles multiplied by a factor."""
+    if isinstance(value, Mapping):
+        return {k: stretched(v, factor, k) for k, v in value.items()}
+    if key in _COUNTS and isinstance(value, int) and value > 1:
+        return max(1, round(value * factor))
+    name = _ATTRIBUTES.get(type(value).__name__)
+    if name is not None:
+        count = max(1, round(getattr(value, name) * factor))
+        return dataclasses.replace(value, **{name: count})
+    return value
+
+
+def _card(name: str) -> Any:
+    if name in _OWN:
+        student = {
+            "lr": 5e-4,
+            "schedule": {"name": "warmup_cosine", "warmup": 50},
+            "clip": 1.0,
+            "ema": 0.99,
+        }
+        critic = {**student, "lr": 1e-3, "ema": None}
+        sections = {"student": student}
+        if name != "cm_cd":
+            sections["fake_score"] = critic
+        return recipes.digits_card(name, _OWN[name], cycles=_CYCLES, **sections)
+    return cards.load(CONFIGS / f"{name}.py")
+
+
+def entry_of(name: str, nfes: tuple[int, ...] | None = None) -> Entry:
+    """The entry of a method from its card."""
+    plain = _card(name).to_dict()
+    options = {k: v for k, v in plain["method"].items() if k != "name"}
+    options = specs.resolve(options)
+    sections = {k: v for k, v in plain.items() if isinstance(v, Mapping)}
+
+    def settings(cycles: int) -> dict[str, Any]:
+        out = {}
+        for role, section in sections.items():
+            if "lr" not in section:
+                continue
+            schedule = dict(section["schedule"])
+            if schedule.get("restart") is not None:
+                at = round(schedule["restart"] * cycles / plain["cycles"])
+                schedule["restart"] = max(at, 1)
+            out[role] = {**section, "schedule": schedule}
+        return out
+
+    one = name in ONE_STEP
+    return Entry(
+        lambda k, n: stretched(options, k / plain["cycles"]),
+        settings,
+        nfes=nfes or (STEPS[:1] if one else STEPS),
+        trips=17 / 3 if name == "ctm" else None,
+        note=_NOTE if one else "",
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DigitsJudge:
+    """The quick start's statistics, a seed at a time.
+
+    Attributes:
+      judge: the quick start's judge.
+    """
+
+    judge: Judge
+
+    @property
+    def count(self) -> int:
+        """As many as there are data."""
+        return len(self.judge.labels)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels of the data."""
+        return self.judge.labels
+
+    def statistics(self, x: np.ndarray) -> dict[str, Any]:
+        """``frechet``, ``mmd``, ``accuracy``, ``precision``, ``recall``, ``copied`` as
+        in the quick start, and ``coverage``."""
+        found = self.judge.statistics([x])
+        names = ("frechet", "mmd", "accuracy", "precision", "recall", "copied")
+        flat, real = (v.reshape(len(v), -1) for v in (x, self.judge.x0))
+        coverage = evaluation.density_coverage(real, flat).coverage
+        return {name: found[name] for name in names} | {"coverage": coverage}
+
+    def paired(self, x: np.ndarray, eps: np.ndarray) -> dict[str, Any]:
+        """Nothing: the flow is not known."""
+        return {}
+
+    def probe(self, x: np.ndarray) -> float:
+        """Frechet distance on pixels."""
+        flat, real = (v.reshape(len(v), -1) for v in (x, self.judge.x0))
+        return evaluation.frechet_distance(flat, real)
+
+
+@functools.cache
+def _networks(name: str, outline: cards.Outline) -> dict[str, Network]:
+    built = dict(cards.expand(_card(name), source=outline).networks)
+    if name == "gdmd":
+        built["reward"] = no_reward()
+    return built
+
+
+def digits(*, quick: bool = False) -> Suite:
+    """The suite.
+
+    Args:
+      quick: smaller numbers of everything.
+
+    Raises:
+      ValueError: outside a checkout, which holds the cards.
+    """
+    if not CONFIGS.is_dir():
+        raise ValueError(
+            f"the suite 'digits' reads the repository's cards and finds no {CONFIGS}: "
+            "clone the repository and run it there"
+        )
+    source = digits_source()
+    judge = DigitsJudge(Judge.of(source))
+    x0 = jnp.asarray(judge.judge.x0)
+    labels = jnp.asarray(judge.judge.labels)
+    outline = cards.Outline(tuple(source.sample_shape), source.num_classes)
+    teacher = _card("teacher")
+    backbone = cards.expand(teacher, source=outline).networks["backbone"]
+    draw_teacher = jax.jit(generation.teacher_sampler(backbone, TEACHER_NFE))
+
+    def draw(key, lead):
+        at = jax.random.randint(key, lead, 0, len(x0))
+        return {"x0": x0[at], "cond": labels[at]}
+
+    def networks(method: Method) -> Mapping[str, Network]:
+        plain = method.name == "flow_matching"
+        return {"backbone": backbone} if plain else _networks(method.name, outline)
+
+    def floor(params: Any, seed: int) -> np.ndarray:
+        eps = generation.initial_noise(2**22 + seed, 0, len(x0), outline.sample_shape)
+        return clipped(draw_teacher(params, eps, labels, jax.random.key(seed)))
+
+    def clipped(x: Any) -> np.ndarray:
+        return np.clip(np.asarray(x, np.float32), -1.0, 1.0)
+
+    entries = {n: entry_of(n) for n in CATALOGUE if n not in MISSING}
+    return Suite(
+        name="digits",
+        settings={"teacher": specs_of(teacher)},
+        sample_shape=outline.sample_shape,
+        headline="frechet",
+        batch_size=BATCH,
+        budget=20_000 if quick else 3_000_000,
+        start=entry_of("teacher", (32,)),
+        # As many samples as the quick start's teacher sees.
+        pretraining=60_000 if quick else 3 * 2500 * 256,
+        entries=entries,
+        missing=MISSING,
+        networks=networks,
+        counted=networks,
+        backbone=backbone,
+        draw=draw,
+        judge=judge,
+        original=clipped,
+        floor=floor,
+        floor_name=f"teacher, {TEACHER_NFE} NFE",
+    )
+
+
+def specs_of(card: Any) -> dict[str, Any]:
+    """What of a card determines the start, as JSON values."""
+    plain = card.to_dict()
+    return {name: plain[name] for name in ("method", "networks", "student")}

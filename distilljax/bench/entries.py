@@ -1,0 +1,250 @@
+"""How every method runs on the suite ``mixture``: options and learning rates.
+
+Schedules are shares of the run, so that a budget may be larger or smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distilljax.bench.suites import Entry
+from distilljax.draws import TeacherTrajectory
+from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
+from distilljax.metrics import half_mse
+from distilljax.solvers import DPMSolverPP2M
+from distilljax.times import (
+    ArctanNormal,
+    EvenGrid,
+    LogitNormal,
+    LogNormal,
+    Pair,
+    Ramp,
+    Uniform,
+    central,
+)
+
+MISSING = {
+    "flow_matching": "it makes teachers, and the teacher is exact",
+    "denoising": "it makes teachers, and the teacher is exact",
+    "tsd_sr": "it restores images, and there is nothing to restore",
+}
+
+
+def _settings(cycles: int) -> dict[str, dict[str, Any]]:
+    """How roles are trained, alike for all methods."""
+    del cycles
+    schedule = {"name": "warmup_cosine", "warmup": 50}
+    student = {"lr": 5e-4, "schedule": schedule, "clip": 1.0, "ema": 0.99}
+    critic = {"lr": 1e-3, "schedule": schedule, "clip": 1.0}
+    return {
+        "student": student,
+        "fake_score": critic,
+        "discriminator": {**critic, "betas": (0.5, 0.99)},
+        "log_weight": {"lr": 1e-3},
+    }
+
+
+def start_entry() -> Entry:
+    """How the network is trained that students start from."""
+    settings = {
+        "lr": 2e-3,
+        "schedule": {"name": "warmup_cosine", "warmup": 50},
+        "clip": 1.0,
+        "ema": 0.999,
+    }
+    return Entry(lambda k, n: {}, lambda k: {"student": settings}, nfes=(32,))
+
+
+def _pair(warm: float = 0.15) -> Any:
+    return Pair(LogitNormal(-0.4, 1.4), 0.15, 0.5, 0.1)
+
+
+def mixture_entries() -> Mapping[str, Entry]:
+    """An entry for every method that the suite can feed."""
+    return {
+        "cm_cd": Entry(
+            lambda k, n: {"segments": 18, "grid": EvenGrid(), "target_decay": 0.0},
+            _settings,
+        ),
+        "scm": Entry(
+            lambda k, n: {
+                "law": LogNormal(0.0, 1.4),
+                "warmup": Ramp(k // 4),
+                "tangent": None,
+                "learned_weight": False,
+            },
+            _settings,
+        ),
+        "cm_ct": Entry(
+            lambda k, n: {
+                "segments": RootSegments(k, 2, 40),
+                "grid": EvenGrid(),
+                "init": "teacher",
+                "target_decay": 0.0,
+            },
+            _settings,
+        ),
+        "ict": Entry(
+            lambda k, n: {
+                "segments": DoublingSegments(k, 10, 80),
+                "mean": 0.0,
+                "init": "teacher",
+            },
+            _settings,
+        ),
+        "ect": Entry(
+            lambda k, n: {"gap": Shrink(k, 6), "law": LogNormal(0.0, 2.0)},
+            _settings,
+        ),
+        "lcm": Entry(
+            lambda k, n: {"segments": 20, "guidance": 1.0, "target_decay": 0.9},
+            _settings,
+        ),
+        "facm": Entry(
+            lambda k, n: {"law": ArctanNormal(0.0, 1.6), "warmup": Ramp(k // 6)},
+            _settings,
+        ),
+        "de_cm": Entry(
+            lambda k, n: {
+                "law": LogitNormal(0.0, 1.4),
+                "start": Ramp(k // 2, 0.9, 1.0),
+                "warmup": Ramp(k // 6),
+            },
+            _settings,
+        ),
+        "mean_flow": Entry(
+            lambda k, n: {"law": _pair(), "p": 0.5, "warmup": Ramp(k // 6)},
+            _settings,
+        ),
+        "shortcut": Entry(
+            lambda k, n: {"levels": 5, "share": 0.5, "target_decay": 0.99},
+            _settings,
+        ),
+        "ayf_emd": Entry(
+            lambda k, n: {"law": _pair(), "warmup": Ramp(k // 6, 0.0, 0.99)},
+            _settings,
+        ),
+        "ayf_lmd": Entry(lambda k, n: {"law": _pair()}, _settings),
+        "ctm": Entry(
+            lambda k, n: {"segments": 8, "grid": EvenGrid(), "target_decay": 0.95},
+            _settings,
+            # Steps of the teacher are drawn in proportion to their number.
+            trips=17 / 3,
+        ),
+        "progressive": Entry(
+            lambda k, n: {
+                "steps": _halving(n),
+                "round_cycles": k // len(_halving(n)),
+            },
+            _settings,
+            each=True,
+        ),
+        "reflow": Entry(lambda k, n: {"substeps": 8}, _settings),
+        "pi_flow": Entry(
+            lambda k, n: {
+                "steps": n,
+                "substeps": 16,
+                "sampling_substeps": 64,
+                "teacher_ratio": Ramp(k // 3, 1.0, 0.0),
+            },
+            _settings,
+            each=True,
+        ),
+        "dmd2": Entry(
+            lambda k, n: {
+                "critic_steps": 3,
+                "gan_weight": 0.01,
+                "gan_critic_weight": 0.01,
+                "floor": 0.05,
+                "steps": (1, 2, 4),
+            },
+            _settings,
+        ),
+        "sid": Entry(lambda k, n: {"critic_steps": 3, "steps": (1, 2, 4)}, _settings),
+        "diff_instruct": Entry(
+            lambda k, n: {
+                "law": central(0.02),
+                "critic_law": Uniform(),
+                "critic_steps": 3,
+            },
+            _settings,
+            nfes=(1,),
+            note="a generator of one step",
+        ),
+        "dmd": Entry(
+            lambda k, n: {
+                "pairs": TeacherTrajectory(1, 8, solver=DPMSolverPP2M()),
+                "critic_steps": 3,
+                "floor": 0.05,
+            },
+            _settings,
+            nfes=(1,),
+            note="a generator of one step",
+        ),
+        "f_distill": Entry(
+            lambda k, n: {
+                "critic_steps": 3,
+                "gan_weight": 0.01,
+                "gan_critic_weight": 0.01,
+                "steps": (1, 2, 4),
+                "floor": 0.05,
+            },
+            _settings,
+        ),
+        "tdm": Entry(
+            lambda k, n: {
+                "steps": (n,),
+                "critic_steps": 3,
+                "metric": half_mse,
+                "floor": 0.05,
+            },
+            _settings,
+            each=True,
+        ),
+        "ladd": Entry(
+            lambda k, n: {
+                "steps": 4,
+                "shares": (0.4, 0.2, 0.2, 0.2),
+                "law": Uniform(),
+                "r1_weight": 0.1,
+                "critic_steps": 3,
+            },
+            _settings,
+        ),
+        "rcm": Entry(
+            lambda k, n: {
+                "scm_weight": 2.0,
+                "dmd_weight": 0.05,
+                "warmup": k // 2,
+                "law": LogNormal(0.0, 1.4),
+                "critic_steps": 2,
+                "dmd_law": central(0.02),
+                "scm_options": {
+                    "warmup": Ramp(k // 4),
+                    "tangent": None,
+                },
+                "dmd_options": {"floor": 0.05, "critic_law": Uniform()},
+            },
+            _settings,
+        ),
+        "sana_sprint": Entry(
+            lambda k, n: {
+                "law": LogNormal(0.0, 1.4),
+                "adversarial_weight": 0.01,
+                "warmup": k // 4,
+                "scm_options": {"tangent": None, "learned_weight": False},
+            },
+            _settings,
+        ),
+        "gdmd": Entry(
+            lambda k, n: {"critic_steps": 3, "steps": (1, 2, 4)},
+            _settings,
+            note="the reward is the same for all samples, so that the data are matched",
+        ),
+    }
+
+
+def _halving(last: int) -> tuple[int, ...]:
+    """Rounds of progressive distillation that end at so many steps."""
+    return tuple(k for k in (16, 8, 4, 2, 1) if k >= last)

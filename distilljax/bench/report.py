@@ -1,0 +1,280 @@
+"""The results of a bench as text, table and page."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from etils import epath
+
+from distilljax import storage
+from distilljax.bench import pictures
+from distilljax.bench.suites import STEPS
+from distilljax.evaluation.page import document, pairs, picture, section
+from distilljax.training.writers import Progress
+
+# Number, title, digits, in the table of one number of evaluations.
+NUMBERS = (
+    ("energy_distance", "energy distance", 5),
+    ("frechet", "Frechet", 3),
+    ("sliced_wasserstein", "sliced Wasserstein", 4),
+    ("nll_excess", "NLL above entropy", 3),
+    ("weight_error", "weight error", 3),
+    ("modes", "modes", 2),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("coverage", "coverage", 3),
+    ("accuracy", "accuracy", 3),
+    ("flow_error", "flow error", 3),
+)
+LEGEND = {
+    "energy_distance": "`2 E|x - y| - E|x - x'| - E|y - y'|` to exact samples",
+    "frechet": "Frechet distance on pixels",
+    "sliced_wasserstein": "over 64 directions, order 2",
+    "nll_excess": "mean negative log density of the samples less the entropy, nats; "
+    "negative where tails are missing",
+    "weight_error": "half the sum over modes of the distance from the true weight",
+    "modes": "share of modes with at least half of their weight",
+    "flow_error": "root mean square distance to where the exact flow takes the noise",
+}
+_STEPS_OF_BAR = 100
+
+
+class Bar:
+    """A bar of one training, called with the share that is done."""
+
+    def __init__(self, label: str, show: bool):
+        self._label, self._show = label, show
+
+    def __enter__(self) -> Bar:
+        shown = self._show and os.isatty(2)
+        self._bar = Progress(self._label, _STEPS_OF_BAR, 0, shown)
+        return self
+
+    def __call__(self, share: float) -> None:
+        self._bar.update(round(share * _STEPS_OF_BAR))
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+
+def mean(found: Mapping[str, Any], name: str) -> float | None:
+    """Mean over seeds of a number, if it is there."""
+    value = found.get(name)
+    return value["mean"] if isinstance(value, Mapping) else None
+
+
+def ahead(found: Mapping[str, Any], base: Mapping[str, Any], headline: str) -> bool:
+    """Whether a number is clearly below another: by two standard deviations."""
+    own, other = found[headline], base[headline]
+    spread = math.hypot(own["std"] or 0.0, other["std"] or 0.0)
+    return own["mean"] + 2.0 * spread < other["mean"]
+
+
+def behind(results: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Evaluations at which a method is not clearly ahead of its start."""
+    base = results["pretrained"]
+    return [
+        nfe
+        for nfe, found in row.get("by_nfe", {}).items()
+        if not ahead(found, base[nfe], results["headline"])
+    ]
+
+
+def in_words(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """A row as one line."""
+    if "error" in row:
+        return f"failed: {row['error']}"
+    headline = results["headline"]
+    floor = results["floor"][headline]["mean"]
+    parts = [
+        f"{nfe} NFE {found[headline]['mean'] / floor:.1f} x floor"
+        for nfe, found in row["by_nfe"].items()
+    ]
+    late = behind(results, row)
+    more = f"; NOT ahead of its start at {', '.join(late)}" if late else ""
+    return f"{row['seconds']:.0f} s; {', '.join(parts)}{more}"
+
+
+def ranked(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Rows by the geometric mean of their headline over evaluations, errors last."""
+
+    def key(row: Mapping[str, Any]) -> tuple[bool, float]:
+        if "error" in row:
+            return True, 0.0
+        values = [f[results["headline"]]["mean"] for f in row["by_nfe"].values()]
+        logs = [math.log(max(v, 1e-12)) for v in values]
+        return False, sum(logs) / len(logs)
+
+    return sorted(results["rows"], key=key)
+
+
+def _cost(row: Mapping[str, Any]) -> dict[str, float]:
+    """Cost of a row: of one training for one number of evaluations."""
+    runs = list(row["runs"].values())
+    return {
+        "evaluations": max(r["evaluations"] for r in runs),
+        "seconds": max(r["seconds"] for r in runs),
+        "compile": max(r["compile_seconds"] for r in runs),
+        "bytes": max(r["peak_bytes"] for r in runs),
+        "networks": max(r["networks"] for r in runs),
+        "trainings": len(runs),
+    }
+
+
+def _value(found: Mapping[str, Any], name: str, digits: int) -> str:
+    entry = found.get(name)
+    if not isinstance(entry, Mapping):
+        return ""
+    text = f"{entry['mean']:.{digits}f}"
+    return text if entry["std"] is None else f"{text} ± {entry['std']:.{digits}f}"
+
+
+def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the table over all evaluations."""
+    headline = results["headline"]
+    floor = results["floor"][headline]["mean"]
+    titles = ["method", "family", *(f"{k} NFE" for k in STEPS), "x floor at best"]
+    titles += ["evaluations", "seconds", "MiB", "networks", "remark"]
+    digits = dict((name, d) for name, _, d in NUMBERS)[headline]
+    lines = [
+        [results["floor_name"], "", *[_value(results["floor"], headline, digits)] * 3]
+        + ["1.0", "", "", "", "", "the floor"],
+        ["pretrained", ""]
+        + [_value(results["pretrained"][str(k)], headline, digits) for k in STEPS]
+        + [""] * 5
+        + ["the start of all students, sampled alike"],
+    ]
+    for row in ranked(results):
+        if "error" in row:
+            lines.append([row["name"], row["family"], *[""] * 8, row["error"]])
+            continue
+        cells = []
+        for k in STEPS:
+            found = row["by_nfe"].get(str(k))
+            cells.append("" if found is None else _value(found, headline, digits))
+        best = min(f[headline]["mean"] for f in row["by_nfe"].values())
+        cost, remarks = _cost(row), []
+        if row["note"]:
+            remarks.append(row["note"])
+        if row["each"]:
+            remarks.append("a training for each NFE")
+        late = behind(results, row)
+        if late:
+            remarks.append(f"not ahead of its start at {', '.join(late)} NFE")
+        lines.append(
+            [
+                row["name"],
+                row["family"],
+                *cells,
+                f"{best / floor:.1f}",
+                f"{cost['evaluations'] / 1e6:.2f} M",
+                f"{cost['seconds']:.0f}",
+                f"{cost['bytes'] / 2**20:.0f}",
+                f"{cost['networks']:.0f}",
+                "; ".join(remarks),
+            ]
+        )
+    return titles, lines
+
+
+def details(results: Mapping[str, Any], nfe: int) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of all numbers at one number of evaluations."""
+    first = results["floor"]
+    key = str(nfe)
+    rows = [r for r in ranked(results) if key in r.get("by_nfe", {})]
+    used = [
+        n
+        for n in NUMBERS
+        if n[0] in first or any(n[0] in r["by_nfe"][key] for r in rows)
+    ]
+    lines = [[results["floor_name"], *(_value(first, name, d) for name, _, d in used)]]
+    for name, found in [
+        ("pretrained", results["pretrained"][key]),
+        *((r["name"], r["by_nfe"][key]) for r in rows),
+    ]:
+        lines.append([name, *(_value(found, column, d) for column, _, d in used)])
+    return ["method", *(title for _, title, _ in used)], lines
+
+
+def _intro(results: Mapping[str, Any]) -> str:
+    settings = results["settings"]
+    return (
+        f"Suite `{results['suite']}`, {results['date']}: every method from the same "
+        f"network and teacher with {settings['budget']:,} network evaluations (forward "
+        f"1, tangent 1, backward 2; teacher and auxiliary networks included), batch "
+        f"{settings['batch_size']}, {settings['seeds']} seeds, {settings['samples']} "
+        "samples a seed; ± is the standard deviation over seeds. Seconds are those of "
+        "all seeds together without compilation, MiB what the training program holds, "
+        "networks the parameter sets of the student's size."
+    )
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables."""
+    parts = [f"# distilljax bench: {results['suite']}", _intro(results)]
+    parts.append(_markdown_table(*summary(results)))
+    for nfe in STEPS:
+        parts += [f"## {nfe} NFE", _markdown_table(*details(results, nfe))]
+    present = [
+        f"- {name}: {LEGEND[name]}" for name in LEGEND if name in _present(results)
+    ]
+    parts.append("\n".join(present))
+    missing = [f"- `{name}`: {why}" for name, why in results["missing"].items()]
+    if missing:
+        parts += ["Not on this bench:", "\n".join(missing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _present(results: Mapping[str, Any]) -> set[str]:
+    found = set(results["floor"])
+    for row in results["rows"]:
+        for values in row.get("by_nfe", {}).values():
+            found |= set(values)
+    return found
+
+
+def _markdown_table(titles: list[str], lines: list[list[str]]) -> str:
+    rows = [titles, ["---"] * len(titles), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _html_table(titles: list[str], lines: list[list[str]]) -> str:
+    head = "".join(f'<th scope="col">{escape(t)}</th>' for t in titles)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in lines
+    )
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def write_page(folder: str | os.PathLike, results: Mapping[str, Any]) -> epath.Path:
+    """Writes ``bench.html`` and its pictures; returns the path of the page."""
+    folder = epath.Path(folder)
+    parts = [
+        f"<h1>distilljax bench: {escape(results['suite'])}</h1>",
+        f"<p>{escape(_intro(results)).replace('`', '')}</p>",
+        section("Result", _html_table(*summary(results))),
+    ]
+    for name, (title, png) in pictures.draw(folder, results).items():
+        storage.write_atomic(folder / f"{name}.png", png)
+        parts.append(section(escape(title), picture(png, title)))
+    for nfe in STEPS:
+        parts.append(section(f"{nfe} NFE", _html_table(*details(results, nfe))))
+    meanings = {k: LEGEND[k].replace("`", "") for k in LEGEND if k in _present(results)}
+    parts.append(section("What the numbers mean", pairs(meanings)))
+    if results["missing"]:
+        parts.append(section("Not on this bench", pairs(results["missing"])))
+    parts.append(section("Hardware", pairs(results["hardware"])))
+    parts.append(section("Versions", pairs(results["versions"])))
+    path = folder / "bench.html"
+    storage.write_atomic(path, document("distilljax bench", parts).encode())
+    return path

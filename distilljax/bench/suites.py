@@ -1,0 +1,153 @@
+"""What a suite is: one teacher, one network, one judge, and how methods run on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distilljax.binding import Network
+from distilljax.errors import unknown
+from distilljax.method import Method
+from distilljax.methods import CATALOGUE, build
+
+Array = jax.Array
+STEPS = (1, 2, 4)
+# A phase is one of so many samples; half of what the digits cards take is a multiple of
+# the slots of every method.
+BATCH = 208
+
+
+def no_reward() -> Network:
+    """A reward that is the same for every sample."""
+
+    def value(params, x, cond=None):
+        return params["bias"] + 0.0 * x.reshape(len(x), -1)[:, 0]
+
+    return Network(
+        "no reward",
+        None,
+        lambda key: {"bias": jnp.zeros(())},
+        functions={"value": value},
+    )
+
+
+class Entry(NamedTuple):
+    """How a method runs on a suite.
+
+    Attributes:
+      options: cycles, network evaluations -> options of its factory. Schedules stretch
+        with the cycles; evaluations matter to methods with a student for each.
+      settings: cycles -> training settings by role, see `training.TrainConfig`.
+      nfes: network evaluations at which its student is judged.
+      each: whether every one of ``nfes`` has a training of its own, each with the whole
+        budget: methods whose student is made for one number of steps.
+      trips: mean length of a loop of drawn length, for the count of evaluations.
+      note: what a reader of its row should know.
+    """
+
+    options: Callable[[int, int], Mapping[str, Any]]
+    settings: Callable[[int], Mapping[str, Mapping[str, Any]]]
+    nfes: tuple[int, ...] = STEPS
+    each: bool = False
+    trips: float | None = None
+    note: str = ""
+
+    def method(self, name: str, cycles: int, nfe: int) -> Method:
+        """The method for a run of so many cycles."""
+        return build(name, **self.options(cycles, nfe))
+
+
+class Judge(Protocol):
+    """Compares samples with the truth.
+
+    Attributes:
+      count: samples of a seed.
+      labels: their labels ``[count]``, or None.
+    """
+
+    count: int
+    labels: np.ndarray | None
+
+    def statistics(self, x: np.ndarray) -> dict[str, Any]:
+        """Numbers about samples ``[count, *sample_shape]`` of one seed."""
+        ...
+
+    def paired(self, x: np.ndarray, eps: np.ndarray) -> dict[str, Any]:
+        """Numbers about samples and the noise that a flow took them from."""
+        ...
+
+    def probe(self, x: np.ndarray) -> float:
+        """The headline number of a few samples, cheaply, while training."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Suite:
+    """One problem for all methods.
+
+    Attributes:
+      name: ``mixture`` or ``digits``.
+      settings: what determines it, as JSON values.
+      sample_shape: shape of a sample.
+      headline: the number that rows are ranked by, lower is better.
+      batch_size: samples of an update.
+      budget: network evaluations of a training, by default.
+      start: how the network is trained that students start from, by flow matching.
+      pretraining: network evaluations of that.
+      entries: by method.
+      missing: methods that it cannot feed, and why.
+      networks: method -> networks by key.
+      counted: the same with networks whose every evaluation is counted.
+      backbone: the network that students start from.
+      draw: ``(key, leading shape) -> batch`` of data.
+      judge: see `Judge`.
+      original: samples in the network's units -> samples as written and judged.
+      floor: ``(parameters of the start, seed) -> samples`` that no student can beat but
+        by chance.
+      floor_name: what they are.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    sample_shape: tuple[int, ...]
+    headline: str
+    batch_size: int
+    budget: int
+    start: Entry
+    pretraining: int
+    entries: Mapping[str, Entry]
+    missing: Mapping[str, str]
+    networks: Callable[[Method], Mapping[str, Network]]
+    counted: Callable[[Method], Mapping[str, Network]]
+    backbone: Network
+    draw: Callable[[Array, tuple[int, ...]], Mapping[str, Array]]
+    judge: Judge
+    original: Callable[[np.ndarray], np.ndarray]
+    floor: Callable[[Any, int], np.ndarray]
+    floor_name: str
+
+    def chosen(self, methods: str | Sequence[str] | None) -> list[str]:
+        """Names of the methods asked for, in the order of the catalogue.
+
+        Args:
+          methods: names, or joined by commas; None or ``all`` for every one.
+
+        Raises:
+          ValueError: for a name that is no method, or one that the suite cannot feed.
+        """
+        if methods is None or methods == "all":
+            return [name for name in CATALOGUE if name in self.entries]
+        asked = methods.split(",") if isinstance(methods, str) else list(methods)
+        for name in asked:
+            if name in self.missing:
+                raise ValueError(
+                    f"suite {self.name!r} has no {name!r}: {self.missing[name]}"
+                )
+            if name not in self.entries:
+                raise ValueError(unknown("method", name, self.entries))
+        return [name for name in CATALOGUE if name in asked]

@@ -1,0 +1,74 @@
+"""Lowers cards for chips that are not there, and compiles what was not compiled before.
+
+    python -m tests.ahead_programs [--compile] [--write] CARD@TOPOLOGY ...
+
+``ahead_programs.json`` keeps what compiled programs need, by a digest of the program,
+the compiler and its options: a UNet costs minutes to compile, and an equal program
+needs the same. ``--compile`` compiles all and compares with what was kept, ``--write``
+keeps what is new and forgets the other programs of the cards asked for. Prints a JSON
+object a line.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+
+from distilljax import ahead, cards, storage
+
+ROOT = pathlib.Path(__file__).parent.parent
+KEPT = pathlib.Path(__file__).with_suffix(".json")
+# What a program needs; the time it took to compile is none of it.
+FIELDS = ("arguments", "temporaries", "flops", "collectives")
+
+
+def needs(found):
+    """The part of a result that is kept."""
+    return {name: dataclasses.asdict(found)[name] for name in FIELDS}
+
+
+def programs(pairs, always, kept):
+    """``(pair, digest, result)`` of every pair."""
+    for pair in pairs:
+        card, _, topology = pair.partition("@")
+        config = cards.load(ROOT / "configs" / f"{card}.py")
+        program = ahead.lower_card(config, topology, quick=True)
+        before = kept.get(pair, {})
+        known = before.get("digest") == program.digest
+        result = {"pair": pair, "digest": program.digest, "known": known}
+        if always or not known:
+            found = program.compile()
+            result |= {"text": str(found), "fits": found.fits, **needs(found)}
+        else:
+            chip = topology.partition(":")[0]
+            used = before["arguments"] + before["temporaries"]
+            fits = used <= ahead.MEMORY[chip] * 2**30
+            result |= {"text": f"{pair}: compiled before", "fits": fits, **before}
+        yield pair, result, before
+
+
+def main(arguments=None):
+    """1 if a program that was compiled again needs something else than before."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("pairs", nargs="+")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args(arguments)
+    kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
+    failed = False
+    for pair, result, before in programs(given.pairs, given.compile, kept):
+        if result["known"]:
+            changed = [n for n in FIELDS if result[n] != before[n]]
+            result["changed"] = changed
+            failed |= bool(changed)
+        print(json.dumps(result), flush=True)
+        if given.write:
+            kept[pair] = {n: result[n] for n in ("digest", *FIELDS)}
+            text = json.dumps(dict(sorted(kept.items())), indent=1) + "\n"
+            storage.write_atomic(KEPT, text.encode())
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The digits as a suite."""
+
+import jax
+import numpy as np
+import pytest
+
+from distilljax.bench import make_suite
+from distilljax.bench.digits import stretched
+from distilljax.bench.training import cycles_for, train
+from distilljax.methods import CATALOGUE
+from distilljax.times import Ramp
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return make_suite("digits", quick=True)
+
+
+def test_every_method_has_an_entry_or_a_reason(suite):
+    assert set(suite.entries) | set(suite.missing) == set(CATALOGUE)
+    assert suite.judge.count == 1797
+
+
+@pytest.mark.parametrize("name", ["scm", "dmd2", "sid", "gdmd", "progressive", "ctm"])
+def test_a_card_runs_under_a_budget(suite, name):
+    entry = suite.entries[name]
+    few = cycles_for(suite, name, entry, 300_000, 1)
+    many = cycles_for(suite, name, entry, 600_000, 1)
+    assert many == pytest.approx(2 * few, abs=2)
+
+
+def test_what_counts_cycles_is_stretched():
+    options = {"warmup": 100, "law": "x", "p": 3, "more": {"ramp": Ramp(40, 0.1, 0.9)}}
+    assert stretched(options, 0.5) == {
+        "warmup": 50,
+        "law": "x",
+        "p": 3,
+        "more": {"ramp": Ramp(20, 0.1, 0.9)},
+    }
+
+
+def test_a_student_is_trained_and_judged(suite):
+    start = suite.backbone.init(jax.random.key(0))
+    found = train(
+        suite, "scm", suite.entries["scm"], start, budget=8_000, seeds=(0,), probes=1
+    )
+    assert found.spent.cycles >= 2
+    ((_, (value,)),) = found.history
+    assert np.isfinite(value)
+    numbers = suite.judge.statistics(suite.floor(start, 0))
+    for name in ("frechet", "accuracy", "recall", "coverage"):
+        assert np.isfinite(numbers[name])

@@ -1,0 +1,91 @@
+"""Tables and rankings."""
+
+import pytest
+
+from distilljax.bench import report
+from distilljax.bench.pictures import front
+
+
+def number(mean, std=0.0):
+    return {"mean": mean, "std": std, "seeds": [mean]}
+
+
+def found(*values):
+    return {
+        str(k): {"energy_distance": number(v)}
+        for k, v in zip((1, 2, 4), values, strict=False)
+    }
+
+
+def row(name, *values, **more):
+    spent = {
+        "evaluations": 1e6,
+        "seconds": 2.0,
+        "compile_seconds": 1.0,
+        "peak_bytes": 2**20,
+        "networks": 2,
+        "history": [],
+    }
+    return {
+        "name": name,
+        "family": "consistency",
+        "note": "",
+        "each": False,
+        "runs": {"1": spent},
+        "by_nfe": found(*values),
+        "seconds": 3.0,
+        **more,
+    }
+
+
+RESULTS = {
+    "suite": "mixture",
+    "headline": "energy_distance",
+    "floor_name": "exact samples",
+    "floor": {"energy_distance": number(0.1)},
+    "pretrained": found(4.0, 2.0, 1.0),
+    "rows": [row("late", 2.0, 2.5, 3.0), row("good", 1.0, 0.5, 0.2)],
+    "settings": {"budget": 10, "batch_size": 2, "seeds": 1, "samples": 3},
+    "missing": {},
+    "date": "today",
+}
+FAILED = {"name": "none", "family": "flow map", "error": "ValueError: no", "seconds": 1}
+
+
+def test_clearly_ahead_is_by_two_deviations():
+    base = {"e": number(1.0, 0.03)}
+    assert report.ahead({"e": number(0.89, 0.04)}, base, "e")
+    assert not report.ahead({"e": number(0.91, 0.04)}, base, "e")
+    assert report.ahead({"e": {**number(0.9), "std": None}}, base, "e")
+
+
+def test_rows_are_ranked_and_say_where_they_are_behind():
+    results = {**RESULTS, "rows": [FAILED, *RESULTS["rows"]]}
+    assert [r["name"] for r in report.ranked(results)] == ["good", "late", "none"]
+    assert report.behind(results, RESULTS["rows"][0]) == ["2", "4"]
+    words = report.in_words(results, RESULTS["rows"][0])
+    assert "1 NFE 20.0 x floor" in words
+    assert "NOT ahead of its start at 2, 4" in words
+    assert report.in_words(results, FAILED) == "failed: ValueError: no"
+
+
+def test_a_table_of_markdown_is_one():
+    text = report.markdown({**RESULTS, "rows": [FAILED, *RESULTS["rows"]]})
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    for part in ("not ahead of its start at 2, 4 NFE", "ValueError: no", "exact"):
+        assert part in text
+    first = [line for line in lines if line.startswith("| method | family")]
+    (title,) = first
+    at = lines.index(title)
+    assert all(line.count("|") == title.count("|") for line in lines[at : at + 7])
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 6.0), (2.0, 2.0), (4.0, 1.0)]
+    assert front(points) == [(1.0, 5.0), (2.0, 2.0), (3.0, 1.0)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_bar_takes_shares(share):
+    with report.Bar("label", True) as bar:
+        bar(share)
