@@ -18,6 +18,7 @@ from etils import epath
 
 from distilljax import generation, methods, storage
 from distilljax.binding import Network
+from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
 from distilljax.method import Method
 from distilljax.training import distributed
@@ -82,9 +83,9 @@ def fit(
       folder: run folder for checkpoints, metrics, sample grids and parameters; a run
         found there is continued. None keeps nothing.
       card: what else determines the run, as JSON values; kept in ``config.json``.
-      hooks: see `training.loop.Hooks`; by default sample grids every
-        ``sample_every`` cycles, for image sources with a folder whose students need
-        nothing but noise and labels.
+      hooks: see `training.loop.Hooks`; by default a `diagnosis.Diagnosis` every
+        ``diagnose_every`` cycles, and sample grids every ``sample_every``, for image
+        sources with a folder whose students need nothing but noise and labels.
       progress: whether to show a bar.
       profile: first and last cycle of a profiler trace; see `training.train`.
 
@@ -115,9 +116,12 @@ def fit(
     conditional = _conditional(source)
     if hooks is None:
         hooks = Hooks()
+        if settings.diagnose_every:
+            hooks = Hooks(diagnose=Diagnosis(method, networks, source))
         free = not conditional and method.sampling.start is None
         if where is not None and settings.sample_every and len(shape) == 3 and free:
-            hooks = Hooks(sample=_grid_hook(method, network, shape, classes, where))
+            grid = _grid_hook(method, network, shape, classes, where)
+            hooks = hooks._replace(sample=grid)
     result = train(
         method,
         networks,

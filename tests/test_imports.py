@@ -22,7 +22,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("generation", "specs", "cards", "recipes", "ahead", "api"),
+    ("generation", "diagnosis", "specs", "cards", "recipes", "ahead", "api"),
     ("image_edits", "judge", "pairs", "quickstart"),
     ("bench",),
     ("commands", "cli", "__main__"),

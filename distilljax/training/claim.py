@@ -20,6 +20,7 @@ _HARMLESS = (
     "logging",
     "sample_every",
     "evaluate_every",
+    "diagnose_every",
     "checkpoint",
     "max_skipped",
     "data_timeout",

@@ -321,6 +321,8 @@ class TrainConfig:
       logging: further loggers, joined by commas: ``tensorboard``, ``wandb``.
       sample_every: cycles between calls of the sample hook; 0 for none.
       evaluate_every: cycles between calls of the evaluation hook; 0 for none.
+      diagnose_every: cycles between looks at the samples of a fixed bank of noise, see
+        `diagnosis`; 0 for none.
       max_skipped: non-finite updates of a role in a row after which training stops.
       data_timeout: seconds without a sample after which a source counts as hanging and
         training stops; 0 waits for ever.
@@ -339,6 +341,7 @@ class TrainConfig:
     logging: str = ""
     sample_every: int = 0
     evaluate_every: int = 0
+    diagnose_every: int = 0
     max_skipped: int = 20
     data_timeout: float = 600.0
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -348,7 +351,8 @@ class TrainConfig:
 
     def __post_init__(self):
         least = {"cycles": 1, "batch_size": 1, "log_every": 1, "max_skipped": 1}
-        least |= {"sample_every": 0, "evaluate_every": 0, "data_timeout": 0}
+        least |= {"sample_every": 0, "evaluate_every": 0, "diagnose_every": 0}
+        least |= {"data_timeout": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 came = getattr(self, name)

@@ -282,9 +282,15 @@ class _Run:
         evaluates = hooks.evaluate is not None and every > 0
         evaluates = evaluates and (ended or _due(every, self.step))
         samples = hooks.sample is not None and _due(config.sample_every, self.step)
-        if evaluates or samples:
+        diagnoses = hooks.diagnose is not None
+        diagnoses = diagnoses and _due(config.diagnose_every, self.step)
+        if evaluates or samples or diagnoses:
             # A hook waits for the device anyway, and records keep their order.
             self.look()
+        if hooks.diagnose is not None and diagnoses:
+            found = {k: float(v) for k, v in hooks.diagnose(view).items()}
+            named = {f"diagnose/{k}": v for k, v in found.items()}
+            self.writers.write(self.step, named)
         if hooks.evaluate is not None and evaluates:
             found = {k: float(v) for k, v in hooks.evaluate(view).items()}
             # What is kept as best must not hang on a process's rounding.

@@ -81,10 +81,13 @@ class Hooks(NamedTuple):
         images ``[height, width, channels]``, uint8, goes to the loggers.
       evaluate: `View` -> metrics, every ``evaluate_every`` cycles and at the end;
         logged as ``evaluate/name``.
+      diagnose: `View` -> metrics, every ``diagnose_every`` cycles; logged as
+        ``diagnose/name``.
     """
 
     sample: Callable[[View], Any] | None = None
     evaluate: Callable[[View], Mapping[str, float]] | None = None
+    diagnose: Callable[[View], Mapping[str, float]] | None = None
 
 
 _SAVING = "saving after this cycle, then ending; Ctrl-C (again) ends at once"
