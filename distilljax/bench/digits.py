@@ -207,6 +207,7 @@ def digits(*, quick: bool = False) -> Suite:
         missing=MISSING,
         networks=networks,
         counted=networks,
+        given=lambda method, start: {"teacher": start},
         backbone=backbone,
         draw=draw,
         judge=judge,

@@ -45,6 +45,23 @@ def _settings(cycles: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def _slow(cycles: int) -> dict[str, dict[str, Any]]:
+    """With a longer average, for targets that scatter with the noise of one sample."""
+    found = _settings(cycles)
+    return {**found, "student": {**found["student"], "ema": 0.999}}
+
+
+def _matching(cycles: int) -> dict[str, dict[str, Any]]:
+    """With higher rates, for cycles of many evaluations, of which there are few."""
+    found = _settings(cycles)
+    student, critic = found["student"], found["fake_score"]
+    return {
+        **found,
+        "student": {**student, "lr": 1e-3},
+        "fake_score": {**critic, "lr": 2e-3},
+    }
+
+
 def start_entry() -> Entry:
     """How the network is trained that students start from."""
     settings = {
@@ -90,12 +107,17 @@ def mixture_entries() -> Mapping[str, Entry]:
                 "segments": DoublingSegments(k, 10, 80),
                 "mean": 0.0,
                 "init": "teacher",
+                "metric": half_mse,
             },
-            _settings,
+            _slow,
         ),
         "ect": Entry(
-            lambda k, n: {"gap": Shrink(k, 6), "law": LogNormal(0.0, 2.0)},
-            _settings,
+            lambda k, n: {
+                "gap": Shrink(k, 6),
+                "law": LogNormal(0.0, 2.0),
+                "metric": half_mse,
+            },
+            _slow,
         ),
         "lcm": Entry(
             lambda k, n: {"segments": 20, "guidance": 1.0, "target_decay": 0.9},
@@ -153,64 +175,68 @@ def mixture_entries() -> Mapping[str, Entry]:
         ),
         "dmd2": Entry(
             lambda k, n: {
-                "critic_steps": 3,
+                "steps": (n,),
+                "critic_steps": 2,
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
                 "floor": 0.05,
-                "steps": (1, 2, 4),
             },
-            _settings,
+            _matching,
+            each=True,
         ),
-        "sid": Entry(lambda k, n: {"critic_steps": 3, "steps": (1, 2, 4)}, _settings),
+        "sid": Entry(
+            lambda k, n: {"steps": (n,), "critic_steps": 2}, _matching, each=True
+        ),
         "diff_instruct": Entry(
             lambda k, n: {
                 "law": central(0.02),
                 "critic_law": Uniform(),
-                "critic_steps": 3,
+                "critic_steps": 2,
             },
-            _settings,
+            _matching,
             nfes=(1,),
             note="a generator of one step",
         ),
         "dmd": Entry(
             lambda k, n: {
                 "pairs": TeacherTrajectory(1, 8, solver=DPMSolverPP2M()),
-                "critic_steps": 3,
+                "critic_steps": 2,
                 "floor": 0.05,
             },
-            _settings,
+            _matching,
             nfes=(1,),
             note="a generator of one step",
         ),
         "f_distill": Entry(
             lambda k, n: {
-                "critic_steps": 3,
+                "steps": (n,),
+                "critic_steps": 2,
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
-                "steps": (1, 2, 4),
                 "floor": 0.05,
             },
-            _settings,
+            _matching,
+            each=True,
         ),
         "tdm": Entry(
             lambda k, n: {
                 "steps": (n,),
-                "critic_steps": 3,
+                "critic_steps": 2,
                 "metric": half_mse,
                 "floor": 0.05,
             },
-            _settings,
+            _matching,
             each=True,
         ),
         "ladd": Entry(
             lambda k, n: {
-                "steps": 4,
-                "shares": (0.4, 0.2, 0.2, 0.2),
+                "steps": n,
                 "law": Uniform(),
                 "r1_weight": 0.1,
-                "critic_steps": 3,
+                "critic_steps": 2,
             },
-            _settings,
+            _matching,
+            each=True,
         ),
         "rcm": Entry(
             lambda k, n: {
@@ -238,8 +264,9 @@ def mixture_entries() -> Mapping[str, Entry]:
             _settings,
         ),
         "gdmd": Entry(
-            lambda k, n: {"critic_steps": 3, "steps": (1, 2, 4)},
-            _settings,
+            lambda k, n: {"steps": (n,), "critic_steps": 2},
+            _matching,
+            each=True,
             note="the reward is the same for all samples, so that the data are matched",
         ),
     }

@@ -10,6 +10,7 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -165,6 +166,39 @@ def exact_teacher(oracle: GaussianMixture, backbone: Network) -> Network:
     )
 
 
+def replaceable_teacher(oracle: GaussianMixture, backbone: Network) -> Network:
+    """The exact velocity while all parameters are 0, then the backbone of them.
+
+    For methods whose teacher is replaced by a student after a while.
+    """
+    exact, own = exact_teacher(oracle, backbone).apply, backbone.apply
+    assert exact is not None
+    assert own is not None
+
+    def apply(params, x, t, cond=None, s=None, *, taps=False, rng=None):
+        if taps:
+            return own(params, x, t, cond, taps=True, rng=rng)
+        replaced = jnp.array([jnp.any(leaf != 0) for leaf in jax.tree.leaves(params)])
+        return jnp.where(
+            jnp.any(replaced), own(params, x, t, cond, rng=rng), exact(params, x, t)
+        )
+
+    return dataclasses.replace(backbone, name="replaceable teacher", apply=apply)
+
+
+def is_replaced(method: Method) -> bool:
+    """Whether the teacher of a method becomes another network."""
+    return "teacher" in method.roles and method.roles["teacher"].follow is not None
+
+
+def given(method: Method, start: Any) -> dict[str, Any]:
+    """Parameters given: see `exact_teacher` and `replaceable_teacher`."""
+    if is_replaced(method):
+        zeros = jax.tree.map(jnp.zeros_like, start)
+        return {"teacher": zeros, "student": start}
+    return {"teacher": start}
+
+
 def players(
     method: Method, teacher: Network, backbone: Network, sizes: dict[str, Any]
 ) -> dict[str, Network]:
@@ -225,6 +259,7 @@ def mixture(
     }
     backbone = networks.mlp(**sizes)
     teacher = exact_teacher(inner, backbone)
+    renewed = replaceable_teacher(inner, backbone)
 
     judge = Truth(outer, inner, units, paths.linear(), samples)
 
@@ -243,12 +278,15 @@ def mixture(
         sample_shape=shape,
         headline="energy_distance",
         batch_size=BATCH,
-        budget=10_000_000,
+        budget=8_000_000,
         start=start_entry(),
         pretraining=6_000_000,
         entries=mixture_entries(),
         missing=MISSING,
-        networks=lambda method: players(method, teacher, backbone, sizes),
+        networks=lambda method: players(
+            method, renewed if is_replaced(method) else teacher, backbone, sizes
+        ),
+        given=given,
         counted=lambda method: players(method, backbone, backbone, sizes),
         backbone=backbone,
         draw=draw,

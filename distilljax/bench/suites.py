@@ -103,6 +103,7 @@ class Suite:
       missing: methods that it cannot feed, and why.
       networks: method -> networks by key.
       counted: the same with networks whose every evaluation is counted.
+      given: method, parameters of the start -> parameters given by role.
       backbone: the network that students start from.
       draw: ``(key, leading shape) -> batch`` of data.
       judge: see `Judge`.
@@ -124,6 +125,7 @@ class Suite:
     missing: Mapping[str, str]
     networks: Callable[[Method], Mapping[str, Network]]
     counted: Callable[[Method], Mapping[str, Network]]
+    given: Callable[[Method, Any], Mapping[str, Any]]
     backbone: Network
     draw: Callable[[Array, tuple[int, ...]], Mapping[str, Array]]
     judge: Judge

@@ -146,7 +146,7 @@ def train(
     method = entry.method(name, cycles, nfe)
     built = suite.networks(method)
     setup = setup_of(suite, method, built, entry, cycles)
-    given = {} if start is None else {"teacher": start}
+    given = {} if start is None else dict(suite.given(method, start))
     for role, record in method.roles.items():
         if record.init == "given" and role != "teacher":
             given[role] = setup.networks[role].init(jax.random.key(0))

@@ -7,7 +7,15 @@ import pytest
 
 from distilljax import networks, paths
 from distilljax.bench import draw_mixture, mixture, read_mixture
-from distilljax.bench.mixtures import Units, exact_teacher, of_arrays
+from distilljax.bench.mixtures import (
+    Units,
+    exact_teacher,
+    given,
+    is_replaced,
+    of_arrays,
+    replaceable_teacher,
+)
+from distilljax.methods import CATALOGUE, build
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 64])
@@ -93,3 +101,25 @@ def test_the_teacher_is_exact_and_has_the_networks_features():
     own = backbone.apply(params, x, t, taps=True)[1]
     for a, b in zip(taps, own, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_teacher_that_is_replaced_is_exact_until_then():
+    oracle = Units.of(draw_mixture()).inner(draw_mixture())
+    sizes = {"width": 8, "hidden": 8, "blocks": 2, "embedding": 8}
+    backbone = networks.mlp((2,), **sizes)
+    teacher = replaceable_teacher(oracle, backbone)
+    start = jax.tree.map(lambda v: v + 0.1, backbone.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (5, 2))
+    t = jnp.linspace(0.1, 0.9, 5)
+    first = given(build("progressive"), start)
+    np.testing.assert_allclose(
+        teacher.apply(first["teacher"], x, t),
+        oracle.velocity(paths.linear())(x, t),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        teacher.apply(first["student"], x, t), backbone.apply(start, x, t), rtol=1e-5
+    )
+    replaced = [name for name in CATALOGUE if is_replaced(build(name))]
+    assert replaced == ["progressive"]

@@ -22,9 +22,9 @@ DEFAULT = [
     *([name, "mlp", DATA, "auto"] for name in cases.CORE),
     ["flow_matching", "mlp", DATA, "explicit"],
     ["flow_matching", "dit", {"fsdp": 8}, "auto"],
-    ["flow_matching", "dit", SPLIT, "auto"],
 ]
 FULL = [
+    ["flow_matching", "dit", SPLIT, "auto"],
     *([name, "mlp", mesh, "auto"] for name in NAMES for mesh in MESHES),
     *([name, "dit", mesh, "auto"] for name in cases.CORE for mesh in MESHES),
     *([name, "mlp", DATA, "explicit"] for name in NAMES),
