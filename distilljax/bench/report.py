@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import time
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -44,18 +46,24 @@ _STEPS_OF_BAR = 100
 
 
 class Bar:
-    """A bar of one training, called with the share that is done."""
+    """A bar of one training on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, label: str, show: bool):
-        self._label, self._show = label, show
+    def __init__(self, label: str, show: bool, pause: float = 30.0):
+        self._label, self._show, self._pause = label, show, pause
 
     def __enter__(self) -> Bar:
-        shown = self._show and os.isatty(2)
-        self._bar = Progress(self._label, _STEPS_OF_BAR, 0, shown)
+        self._tty = self._show and sys.stderr.isatty()
+        self._bar = Progress(self._label, _STEPS_OF_BAR, 0, self._tty)
+        self._said = time.monotonic()
         return self
 
     def __call__(self, share: float) -> None:
+        """Shows the share that is done."""
         self._bar.update(round(share * _STEPS_OF_BAR))
+        now = time.monotonic()
+        if self._show and not self._tty and now - self._said > self._pause:
+            self._said = now
+            print(f"  {self._label}: {100 * share:.0f} %", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()

@@ -33,6 +33,8 @@ from distilljax.training.state import (
 
 Array = jax.Array
 _NOMINAL = 1000
+# Parts of a training between which progress is shown.
+_STOPS = 20
 # Seeds of training, and of sampling, apart from each other.
 _DATA, _NOISE = 2**20, 2**21
 
@@ -158,14 +160,15 @@ def train(
     judged = Sampler(suite, method, network, min(entry.nfes) if not entry.each else nfe)
 
     history, seconds, compiling, peak, done = [], 0.0, 0.0, 0, 0
-    marks = sorted({round(cycles * (i + 1) / probes) for i in range(probes)})
+    marks = {round(cycles * (i + 1) / probes) for i in range(probes)}
+    stops = marks | {round(cycles * (i + 1) / _STOPS) for i in range(_STOPS)}
     for until, phases in _stages(method, cycles):
         began = time.monotonic()
         arguments = (states, frozen, keys, jnp.int32(0), jnp.int32(0))
         program = _program(setup, phases, suite).lower(*arguments).compile()
         compiling += time.monotonic() - began
         peak = max(peak, _bytes(program))
-        for mark in sorted({*(m for m in marks if done < m < until), until}):
+        for mark in sorted({*(m for m in stops if done < m < until), until}):
             began = time.monotonic()
             states = jax.block_until_ready(
                 program(states, frozen, keys, jnp.int32(done), jnp.int32(mark))

@@ -1,7 +1,5 @@
 """Tables and rankings."""
 
-import pytest
-
 from distilljax.bench import report
 from distilljax.bench.pictures import front
 
@@ -85,7 +83,11 @@ def test_the_front_is_what_nothing_beats():
     assert front(points) == [(1.0, 5.0), (2.0, 2.0), (3.0, 1.0)]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_bar_takes_shares(share):
-    with report.Bar("label", True) as bar:
-        bar(share)
+def test_progress_is_a_line_now_and_then(capsys):
+    for show, pause, said in ((True, 0.0, "  label: 50 %\n"), (True, 9.0, "")):
+        with report.Bar("label", show, pause) as bar:
+            bar(0.5)
+        assert capsys.readouterr().err == said
+    with report.Bar("label", False, 0.0) as bar:
+        bar(0.5)
+    assert capsys.readouterr().err == ""
