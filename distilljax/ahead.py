@@ -163,11 +163,14 @@ class Program:
 
     @property
     def digest(self) -> str:
-        """Equal for equal programs, compilers and options of the compiler."""
-        compiler = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
-        compiler += [f"libtpu {metadata.version('libtpu')}", str(self.options)]
-        text = "\n".join([*compiler, self.topology, self.lowered.as_text()])
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Equal for equal programs, chips and options of the compiler."""
+        parts = [str(self.options), self.topology, self.lowered.as_text()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def compiler(self) -> str:
+        """Version of the compiler."""
+        return metadata.version("libtpu")
 
     def compile(self) -> Compiled:
         """What the program needs of every chip."""

@@ -15,7 +15,16 @@ from distilljax.errors import unknown
 
 SUITES = ("mixture", "digits")
 # One or two of every family.
-QUICK = ("cm_cd", "scm", "mean_flow", "shortcut", "reflow", "sid", "dmd2", "rcm")
+QUICK = (
+    "cm_cd",
+    "scm",
+    "mean_flow",
+    "shortcut",
+    "reflow",
+    "diff_instruct",
+    "dmd2",
+    "rcm",
+)
 _QUICK_SEEDS, _QUICK_SAMPLES = 2, 1024
 
 
