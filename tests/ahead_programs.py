@@ -5,8 +5,8 @@
 ``ahead_programs.json`` keeps what compiled programs need, by a digest of the program
 and the options of the compiler: a UNet costs minutes to compile, and an equal program
 needs about the same under every compiler of a release (``0.0.42``). ``--compile``
-compiles all and, under the very compiler, compares with what was kept; ``--write`` keeps
-what is new in place of what the pair had. Prints a JSON object a line.
+compiles all and, under the very compiler, compares with what was kept; ``--write``
+keeps what is new in place of what the pair had. Prints a JSON object a line.
 """
 
 import argparse
@@ -48,15 +48,22 @@ def programs(pairs, always, kept):
             "compiler": program.compiler,
             "known": known,
         }
-        if always or not known:
-            found = program.compile()
-            result |= {"text": str(found), "fits": found.fits, **needs(found)}
-        else:
-            chip = topology.partition(":")[0]
-            used = before["arguments"] + before["temporaries"]
-            fits = used <= ahead.MEMORY[chip] * 2**30
-            result |= {"text": f"{pair}: compiled before", "fits": fits, **before}
+        found = program.compile() if always or not known else as_before(program, before)
+        result |= {"text": str(found), "fits": found.fits, **needs(found)}
         yield pair, result, before
+
+
+def as_before(program, before):
+    """The result of a program that was compiled before."""
+    setup = program.setup
+    return ahead.Compiled(
+        method=setup.method.name,
+        topology=program.topology,
+        chips=setup.mesh.size,
+        limit=ahead.MEMORY[program.topology.partition(":")[0]] * 2**30,
+        seconds=0.0,
+        **{name: before[name] for name in FIELDS},
+    )
 
 
 def main(arguments=None):
