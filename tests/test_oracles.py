@@ -271,3 +271,17 @@ def test_oracles_compute_in_the_type_of_the_state(oracle):
     assert jax.eval_shape(single.log_density, x).dtype == jnp.float32
     assert single.sample(jax.random.key(0), 3).dtype == jnp.float32
     assert oracles.ring().means.dtype == jnp.float64
+
+
+def test_the_log_joint_says_which_component_a_sample_is_from():
+    mixture = GaussianMixture(
+        jnp.array([0.2, 0.8]), jnp.array([[-3.0, 0.0], [3.0, 0.0]]), jnp.array([0.5, 1])
+    )
+    x = mixture.sample(jax.random.key(0), 4096)
+    joint = mixture.log_joint(x)
+    np.testing.assert_allclose(
+        jax.nn.logsumexp(joint, axis=1), mixture.log_density(x), rtol=1e-5, atol=1e-5
+    )
+    share = jax.nn.softmax(joint, axis=1)
+    np.testing.assert_allclose(share.mean(0), [0.2, 0.8], atol=0.02)
+    assert (share.argmax(1) == (x[:, 0] > 0)).mean() > 0.99

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax import cards, evaluation, generation, recipes, specs
+from distilljax import cards, evaluation, generation, methods, recipes, specs
 from distilljax.bench.suites import BATCH, STEPS, Entry, Suite, no_reward
 from distilljax.binding import Network
 from distilljax.data import digits as digits_source
@@ -32,7 +32,7 @@ MISSING = {
 }
 ONE_STEP = ("diff_instruct", "dmd", "f_distill", "pi_flow", "progressive")
 _NOTE = "its card trains it for one step"
-# Methods without a card: options, and the student is told a second time.
+# Options of methods without a card; others would run under their defaults.
 _OWN: dict[str, dict[str, Any]] = {
     "cm_cd": {"segments": 18, "grid": "EvenGrid()"},
     "sid": {"critic_steps": 2, "steps": (1, 2, 4)},
@@ -63,7 +63,7 @@ def stretched(value: Any, factor: float, key: str = "") -> Any:
 
 
 def _card(name: str) -> Any:
-    if name in _OWN:
+    if not (CONFIGS / f"{name}.py").is_file():
         student = {
             "lr": 5e-4,
             "schedule": {"name": "warmup_cosine", "warmup": 50},
@@ -72,9 +72,17 @@ def _card(name: str) -> Any:
         }
         critic = {**student, "lr": 1e-3, "ema": None}
         sections = {"student": student}
-        if name != "cm_cd":
+        options = _OWN.get(name, {})
+        roles = methods.build(name, **specs.resolve(options)).roles
+        if "fake_score" in roles:
             sections["fake_score"] = critic
-        return recipes.digits_card(name, _OWN[name], cycles=_CYCLES, **sections)
+        return recipes.digits_card(
+            name,
+            options,
+            second_time="second_time" in roles["student"].needs,
+            cycles=_CYCLES,
+            **sections,
+        )
     return cards.load(CONFIGS / f"{name}.py")
 
 
@@ -149,7 +157,7 @@ class DigitsJudge:
 @functools.cache
 def _networks(name: str, outline: cards.Outline) -> dict[str, Network]:
     built = dict(cards.expand(_card(name), source=outline).networks)
-    if name == "gdmd":
+    if any(role.network == "reward" for role in methods.build(name).roles.values()):
         built["reward"] = no_reward()
     return built
 

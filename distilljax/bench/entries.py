@@ -10,6 +10,7 @@ from typing import Any
 
 from distilljax.bench.suites import Entry
 from distilljax.draws import TeacherTrajectory
+from distilljax.methods import CATALOGUE
 from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
 from distilljax.metrics import half_mse
 from distilljax.solvers import DPMSolverPP2M
@@ -78,7 +79,16 @@ def _pair(warm: float = 0.15) -> Any:
 
 
 def mixture_entries() -> Mapping[str, Entry]:
-    """An entry for every method that the suite can feed."""
+    """An entry for every method that the suite can feed.
+
+    A method without one of its own runs under its defaults.
+    """
+    usual = Entry(lambda k, n: {}, _settings)
+    own = _entries()
+    return {n: own.get(n, usual) for n in CATALOGUE if n not in MISSING}
+
+
+def _entries() -> dict[str, Entry]:
     return {
         "cm_cd": Entry(
             lambda k, n: {"segments": 18, "grid": EvenGrid(), "target_decay": 0.0},
