@@ -63,6 +63,14 @@ def _matching(cycles: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def _warm_started(cycles: int) -> dict[str, dict[str, Any]]:
+    """The student learns slowly after the warm start, from which matching leads away."""
+    found = _matching(cycles)
+    schedule = {**found["student"]["schedule"], "restart": max(cycles // 2, 1)}
+    schedule["restart_factor"] = 0.03
+    return {**found, "student": {**found["student"], "schedule": schedule}}
+
+
 def start_entry() -> Entry:
     """How the network is trained that students start from."""
     settings = {
@@ -142,6 +150,7 @@ def _entries() -> dict[str, Entry]:
                 "law": LogitNormal(0.0, 1.4),
                 "start": Ramp(k // 2, 0.9, 1.0),
                 "warmup": Ramp(k // 6),
+                "every": 1,
             },
             _settings,
         ),
@@ -195,7 +204,7 @@ def _entries() -> dict[str, Entry]:
                     n, max(8 // n, 2), solver=DPMSolverPP2M()
                 ),
             },
-            _matching,
+            _warm_started,
             each=True,
         ),
         "sid": Entry(
