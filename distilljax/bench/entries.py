@@ -64,7 +64,7 @@ def _matching(cycles: int) -> dict[str, dict[str, Any]]:
 
 
 def _warm_started(cycles: int) -> dict[str, dict[str, Any]]:
-    """The student learns slowly after the warm start, from which matching leads away."""
+    """Slow after the warm start, from which matching leads away."""
     found = _matching(cycles)
     schedule = {**found["student"]["schedule"], "restart": max(cycles // 2, 1)}
     schedule["restart_factor"] = 0.03
