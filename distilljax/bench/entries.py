@@ -150,9 +150,10 @@ def _entries() -> dict[str, Entry]:
                 "law": LogitNormal(0.0, 1.4),
                 "start": Ramp(k // 2, 0.9, 1.0),
                 "warmup": Ramp(k // 6),
-                "every": 1,
             },
             _settings,
+            note="its first of several steps is the hop to a level between; "
+            "hops in every cycle instead of every third did not mend two steps",
         ),
         "mean_flow": Entry(
             lambda k, n: {"law": _pair(), "p": 0.5, "warmup": Ramp(k // 6)},
