@@ -343,6 +343,11 @@ def gdmd(
         ]
         value = ctx.nets.reward.call
         scores = sg(jnp.stack([value("value", c.target, ctx.cond) for c in gaps]))
+        if scores.shape[1:] != gaps[0].target.shape[:1]:
+            raise ValueError(
+                "a reward gives one number for each sample, value(params, x, cond) -> "
+                f"[{len(gaps[0].target)}], got {list(scores.shape[1:])}"
+            )
         spread = jnp.std(scores, axis=0)
         advantages = (scores - jnp.mean(scores, axis=0)) / (spread + 1e-4)
         weighted = [

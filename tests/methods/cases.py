@@ -126,10 +126,10 @@ def with_marks(names: Iterable[str]) -> list[Any]:
 
 
 def reward() -> Network:
-    """Reward ``x[0]``, without parameters that matter."""
+    """Reward: the first element, without parameters that matter."""
 
     def value(params, x, cond=None):
-        return params["scale"] * x[:, 0]
+        return params["scale"] * x.reshape(len(x), -1)[:, 0]
 
     return Network(
         "reward",

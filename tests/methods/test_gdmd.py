@@ -1,6 +1,7 @@
 """What the reward does to a score gap, on Gaussians whose scores are exact."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,12 @@ import pytest
 
 from distilljax import oracles, paths
 from distilljax.binding import Network
+from distilljax.method import batches
 from distilljax.methods import gdmd
 from distilljax.methods.distribution import match_scores
+from distilljax.training.cycle import run_cycle
 from tests import exact
+from tests.methods import cases
 from tests.methods.played import exact_jumper, play
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -146,3 +150,14 @@ def test_rewards_that_say_nothing_of_the_target_average_out():
         return float(jnp.abs(found.gradients()["student"]["shift"]).max())
 
     assert size(0.0) < 0.05 * size(1.0)
+
+
+def test_a_reward_of_another_shape_is_refused():
+    bad = Network(
+        "bad", None, lambda key: {}, functions={"value": lambda params, x, cond=None: x}
+    )
+    setup, state, frozen = cases.setup("gdmd", nets=cases.networks(reward=bad))
+    phases = setup.method.phases
+    cycle = functools.partial(run_cycle, setup, phases)
+    with pytest.raises(ValueError, match=r"one number for each sample.*\[16, 2\]"):
+        jax.eval_shape(cycle, state, frozen, cases.batch(batches(phases)))
