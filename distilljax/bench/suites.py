@@ -111,6 +111,7 @@ class Suite:
       floor: ``(parameters of the start, seed) -> samples`` that no student can beat but
         by chance.
       floor_name: what they are.
+      floor_draws: how many sets of them are judged.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Suite:
     original: Callable[[np.ndarray], np.ndarray]
     floor: Callable[[Any, int], np.ndarray]
     floor_name: str
+    floor_draws: int = 3
 
     def chosen(self, methods: str | Sequence[str] | None) -> list[str]:
         """Names of the methods asked for, in the order of the catalogue.
