@@ -8,6 +8,7 @@ quality of samples. `Diagnosis` looks at the samples of a fixed bank of noise in
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -84,6 +85,9 @@ class Diagnosis:
         self._cond = self._data.get("cond")
         self._start = self._data.get(method.sampling.start or "")
         self._draw = jax.jit(generation.student_sampler(method, self.network, steps))
+        # One program each for all looks.
+        self._denoise = jax.jit(self._denoised)
+        self._norms = jax.jit(self._tangent_norms)
         self._features = _Features(shape)
         self._last: np.ndarray | None = None
         self._warned = False
@@ -147,14 +151,18 @@ class Diagnosis:
     def _lag(self, view: View, own: np.ndarray, fresh: np.ndarray) -> float:
         network = network_of(self.method.roles, "fake_score", self._networks)
         path = generation.own_path(network)
-        net = Bound("fake_score", network, view.params("fake_score", ema=False))
+        params = view.params("fake_score", ema=False)
         # In the middle: near the data all is denoised, near noise nothing.
         angle = path.angle(jnp.asarray(path.t_max, jnp.float32))
         share = 0.2 + 0.6 * (np.arange(len(own)) % 8) / 7
         t = path.time_of_angle(angle * jnp.asarray(share, jnp.float32))
-        denoiser = jax.jit(net.denoiser(self._cond))
-        lag = diagnostics.critic_lag(denoiser, own, fresh, self._eps, t, path)
-        return lag.ratio
+        denoiser = functools.partial(self._denoise, params, self._cond)
+        return diagnostics.critic_lag(denoiser, own, fresh, self._eps, t, path).ratio
+
+    def _denoised(self, params: Any, cond: Any, x: Array, t: Array) -> Array:
+        """The fake score as a denoiser."""
+        network = network_of(self.method.roles, "fake_score", self._networks)
+        return Bound("fake_score", network, params).denoiser(cond)(x, t)
 
     def _tangents(self, view: View) -> dict[str, float]:
         params = view.params(self.method.sampling.role)
@@ -162,7 +170,7 @@ class Diagnosis:
         if "teacher" in self.method.roles:
             teacher = view.params("teacher")
         norms = distributed.whole(
-            _tangent_norms(self, params, teacher, self._clean(), self._cond)
+            self._norms(params, teacher, self._clean(), self._eps, self._cond)
         )
         out = {}
         for share, row in zip(LEVELS, norms, strict=True):
@@ -175,33 +183,27 @@ class Diagnosis:
     def _clean(self) -> np.ndarray:
         return self._data.get("x0", np.zeros_like(self._eps))
 
+    def _tangent_norms(
+        self, params: Any, teacher: Any, x0: Array, eps: Array, cond: Any
+    ) -> Array:
+        """Norms per element ``[levels, BANK]``."""
+        path = self.path
+        f = generation.student_map(self.method, self.network, params, cond)
 
-def _tangent_norms(
-    diagnosis: Diagnosis, params: Any, teacher: Any, x0: Any, cond: Any
-) -> Array:
-    """Norms per element ``[levels, BANK]``."""
-    method, path = diagnosis.method, diagnosis.path
+        def at(share: Array) -> Array:
+            top = path.angle(jnp.asarray(path.t_max, jnp.float32))
+            t = jnp.full(len(x0), path.time_of_angle(share * top), jnp.float32)
+            x = path.noise(x0, eps, t)
+            v = path.velocity(x0, eps, t)
+            if teacher is not None:
+                network = network_of(self.method.roles, "teacher", self._networks)
+                v = Bound("teacher", network, teacher).velocity(cond, path=path)(x, t)
+            end = jnp.zeros_like(t)
+            _, moved = jax.jvp(lambda x, t: f(x, t, end), (x, t), (v, jnp.ones_like(t)))
+            axes = tuple(range(1, moved.ndim))
+            return jnp.sqrt(jnp.mean(jnp.square(moved), axis=axes))
 
-    def at(params, teacher, x0, eps, cond, share):
-        top = path.angle(jnp.asarray(path.t_max, jnp.float32))
-        t = jnp.full(len(x0), path.time_of_angle(share * top), jnp.float32)
-        x = path.noise(x0, eps, t)
-        v = path.velocity(x0, eps, t)
-        if teacher is not None:
-            network = network_of(method.roles, "teacher", diagnosis._networks)
-            v = Bound("teacher", network, teacher).velocity(cond, path=path)(x, t)
-        f = generation.student_map(method, diagnosis.network, params, cond)
-        end = jnp.zeros_like(t)
-        _, moved = jax.jvp(lambda x, t: f(x, t, end), (x, t), (v, jnp.ones_like(t)))
-        axes = tuple(range(1, moved.ndim))
-        return jnp.sqrt(jnp.mean(jnp.square(moved), axis=axes))
-
-    @jax.jit
-    def run(params, teacher, x0, eps, cond):
-        one = lambda share: at(params, teacher, x0, eps, cond, share)  # noqa: E731
-        return jax.lax.map(one, jnp.asarray(LEVELS))
-
-    return run(params, teacher, x0, diagnosis._eps, cond)
+        return jax.lax.map(at, jnp.asarray(LEVELS))
 
 
 class _Features:

@@ -1,5 +1,7 @@
 """What is logged about samples while a method trains."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from distilljax.training.roles import make_setup
 from distilljax.training.state import create_frozen, create_state
 from distilljax.training.writers import read_metrics
 from tests import toy
+from tests.methods import cases
 
 CLASSES = 2
 
@@ -120,6 +123,27 @@ def test_tangents_are_those_of_the_flow_map(name):
     assert found["tangent_p50/0.5"] == pytest.approx(wanted, rel=0.02)
     assert found["tangent_p95/0.5"] >= found["tangent_p50/0.5"]
     assert len([k for k in found if k.startswith("tangent")]) == 2 * len(LEVELS)
+
+
+@pytest.mark.parametrize("name", ["scm", "diff_instruct"])
+def test_further_looks_compile_nothing(name):
+    method, nets = build(name), networks()
+    nets["log_weight"] = cases.log_weight()
+    traced, apply = [], nets["backbone"].apply
+
+    def counting(*args, **kwargs):
+        traced.append(args)
+        return apply(*args, **kwargs)
+
+    nets["backbone"] = dataclasses.replace(nets["backbone"], apply=counting)
+    look = Diagnosis(method, nets, source())
+    view = view_of(method, nets)
+    look(view)
+    look(view)
+    count = len(traced)
+    assert count > 0
+    look(view)
+    assert len(traced) == count
 
 
 def test_large_samples_are_projected_and_sources_without_data_are_left():
