@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.workload import CARDS, SMALL
 from distilljax import api, cards, evaluation, generation, storage
+from distilljax.bench import digits
 from distilljax.data import degraded_digits
 from distilljax.errors import unknown
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
@@ -33,14 +34,7 @@ TEACHER, RESTORER = "teacher", "restoration_teacher"
 FIELDS = (TEACHER, RESTORER, "denoising")
 RESTORING = (RESTORER, "tsd_sr")
 # Students of one step: their cards train them at no other.
-ONE_STEP = (
-    "diff_instruct",
-    "dmd",
-    "f_distill",
-    "pi_flow",
-    "progressive",
-    "tsd_sr",
-)
+ONE_STEP = (*digits.ONE_STEP, "tsd_sr")
 KEPT = ("frechet", "accuracy", "precision", "recall", "copies", "psnr")
 TINY_CYCLES, TINY_BATCH = 4, 208
 

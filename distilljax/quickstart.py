@@ -20,7 +20,7 @@ from etils import epath
 
 from distilljax import _version, api, cards, evaluation, generation, storage
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge
-from distilljax.training.claim import differing
+from distilljax.training.claim import claim_results
 from distilljax.training.loop import Hooks, View
 from distilljax.training.roles import network_of
 from distilljax.training.writers import read_metrics
@@ -64,15 +64,8 @@ def run(
             "clone the repository and run launch/quickstart.sh in it"
         )
     folder = epath.Path(out)
-    if fresh and folder.exists():
-        if any(folder.iterdir()) and not (folder / "quickstart.json").is_file():
-            raise ValueError(
-                f"{folder} holds no quick start, so --fresh leaves it alone; choose "
-                "another folder with --out or remove it yourself"
-            )
-        folder.rmtree()
     with _quick_compilation(smoke):
-        return _run(_Job(folder, smoke, seed))
+        return _run(_Job(folder, smoke, seed, fresh))
 
 
 @contextlib.contextmanager
@@ -119,13 +112,13 @@ def rebuild(out: str | os.PathLike = "runs/quickstart") -> epath.Path:
 class _Job:
     """The stages of one quick start."""
 
-    def __init__(self, folder: epath.Path, smoke: bool, seed: int):
+    def __init__(self, folder: epath.Path, smoke: bool, seed: int, fresh: bool = False):
         self.folder, self.smoke, self.seed = folder, smoke, seed
         self.seeds = SEEDS[:1] if smoke else SEEDS
         self.probes = 2 if smoke else PROBES
         names = ("teacher", *METHODS)
         self.cards = {name: self._card(name) for name in names}
-        self._claim()
+        self._claim(fresh)
         self.judge = Judge.of(cards.expand(self.cards["teacher"]).source, self.seeds)
         self.x0, self.labels = self.judge.x0, self.judge.labels
 
@@ -146,27 +139,14 @@ class _Job:
                     config.method[option] = min(4, config.method[option])
         return config
 
-    def _claim(self) -> None:
+    def _claim(self, fresh: bool) -> None:
         """Makes the folder this quick start's, or refuses."""
-        path = self.folder / "quickstart.json"
-        mine = {"version": _version.__version__, "smoke": self.smoke, "seed": self.seed}
-        mine["cards"] = {n: c.to_dict() for n, c in self.cards.items()}
-        mine = json.loads(json.dumps(mine))
-        if path.is_file():
-            there = json.loads(path.read_text())
-            if there != mine:
-                raise ValueError(
-                    f"{self.folder} holds a quick start of other settings (there -> "
-                    f"now): {'; '.join(differing(there, mine))}. Pass --fresh to start "
-                    "again, or --out for another folder."
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"{self.folder} is not empty and holds no quick start; choose another "
-                "folder with --out"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(path, json.dumps(mine, indent=1).encode())
+        record = {"version": _version.__version__, "smoke": self.smoke}
+        record |= {"seed": self.seed}
+        record["cards"] = {n: c.to_dict() for n, c in self.cards.items()}
+        claim_results(
+            self.folder / "quickstart.json", record, "quick start", fresh=fresh
+        )
 
     def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Runs a stage once; its record says how long it took."""

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import cards, evaluation, generation, methods, recipes, specs
+from distilljax.bench.entries import mean_hops, settings_of
 from distilljax.bench.suites import BATCH, STEPS, Entry, Suite, no_reward
 from distilljax.binding import Network
 from distilljax.data import digits as digits_source
@@ -38,7 +39,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "sid": {"critic_steps": 2, "steps": (1, 2, 4)},
     "gdmd": {"critic_steps": 2, "steps": (1, 2, 4)},
 }
-_CYCLES, _PROBE = 1000, 1024
+_CYCLES = 1000
 # Options that count cycles, and attributes of schedules that do.
 _COUNTS = ("warmup", "warm_start", "round_cycles", "gan_start")
 _ATTRIBUTES = {
@@ -64,22 +65,17 @@ def stretched(value: Any, factor: float, key: str = "") -> Any:
 
 def _card(name: str) -> Any:
     if not (CONFIGS / f"{name}.py").is_file():
-        student = {
-            "lr": 5e-4,
-            "schedule": {"name": "warmup_cosine", "warmup": 50},
-            "clip": 1.0,
-            "ema": 0.99,
-        }
-        critic = {**student, "lr": 1e-3, "ema": None}
-        sections = {"student": student}
         options = _OWN.get(name, {})
-        roles = methods.build(name, **specs.resolve(options)).roles
-        if "fake_score" in roles:
-            sections["fake_score"] = critic
+        method = methods.build(name, **specs.resolve(options))
+        sections = {
+            role: section
+            for role, section in settings_of(_CYCLES).items()
+            if role in method.trained
+        }
         return recipes.digits_card(
             name,
             options,
-            second_time="second_time" in roles["student"].needs,
+            second_time="second_time" in method.roles["student"].needs,
             cycles=_CYCLES,
             **sections,
         )
@@ -110,7 +106,7 @@ def entry_of(name: str, nfes: tuple[int, ...] | None = None) -> Entry:
         lambda k, n: stretched(options, k / plain["cycles"]),
         settings,
         nfes=nfes or (STEPS[:1] if one else STEPS),
-        trips=17 / 3 if name == "ctm" else None,
+        trips=mean_hops(options["segments"]) if name == "ctm" else None,
         note=_NOTE if one else "",
     )
 

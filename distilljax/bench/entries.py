@@ -32,7 +32,7 @@ MISSING = {
 }
 
 
-def _settings(cycles: int) -> dict[str, dict[str, Any]]:
+def settings_of(cycles: int) -> dict[str, dict[str, Any]]:
     """How roles are trained, alike for all methods."""
     del cycles
     schedule = {"name": "warmup_cosine", "warmup": 50}
@@ -48,13 +48,13 @@ def _settings(cycles: int) -> dict[str, dict[str, Any]]:
 
 def _slow(cycles: int) -> dict[str, dict[str, Any]]:
     """With a longer average, for targets that scatter with the noise of one sample."""
-    found = _settings(cycles)
+    found = settings_of(cycles)
     return {**found, "student": {**found["student"], "ema": 0.999}}
 
 
 def _matching(cycles: int) -> dict[str, dict[str, Any]]:
     """With higher rates, for cycles of many evaluations, of which there are few."""
-    found = _settings(cycles)
+    found = settings_of(cycles)
     student, critic = found["student"], found["fake_score"]
     return {
         **found,
@@ -71,6 +71,11 @@ def _warm_started(cycles: int) -> dict[str, dict[str, Any]]:
     return {**found, "student": {**found["student"], "schedule": schedule}}
 
 
+def mean_hops(segments: int) -> float:
+    """Mean number of steps of CTM's teacher, drawn in proportion to the number."""
+    return (2 * segments + 1) / 3
+
+
 def start_entry() -> Entry:
     """How the network is trained that students start from."""
     settings = {
@@ -82,7 +87,7 @@ def start_entry() -> Entry:
     return Entry(lambda k, n: {}, lambda k: {"student": settings}, nfes=(32,))
 
 
-def _pair(warm: float = 0.15) -> Any:
+def _pair() -> Any:
     return Pair(LogitNormal(-0.4, 1.4), 0.15, 0.5, 0.1)
 
 
@@ -91,7 +96,7 @@ def mixture_entries() -> Mapping[str, Entry]:
 
     A method without one of its own runs under its defaults.
     """
-    usual = Entry(lambda k, n: {}, _settings)
+    usual = Entry(lambda k, n: {}, settings_of)
     own = _entries()
     return {n: own.get(n, usual) for n in CATALOGUE if n not in MISSING}
 
@@ -100,7 +105,7 @@ def _entries() -> dict[str, Entry]:
     return {
         "cm_cd": Entry(
             lambda k, n: {"segments": 18, "grid": EvenGrid(), "target_decay": 0.0},
-            _settings,
+            settings_of,
         ),
         "scm": Entry(
             lambda k, n: {
@@ -109,7 +114,7 @@ def _entries() -> dict[str, Entry]:
                 "tangent": None,
                 "learned_weight": False,
             },
-            _settings,
+            settings_of,
         ),
         "cm_ct": Entry(
             lambda k, n: {
@@ -118,7 +123,7 @@ def _entries() -> dict[str, Entry]:
                 "init": "teacher",
                 "target_decay": 0.0,
             },
-            _settings,
+            settings_of,
         ),
         "ict": Entry(
             lambda k, n: {
@@ -139,11 +144,11 @@ def _entries() -> dict[str, Entry]:
         ),
         "lcm": Entry(
             lambda k, n: {"segments": 20, "guidance": 1.0, "target_decay": 0.9},
-            _settings,
+            settings_of,
         ),
         "facm": Entry(
             lambda k, n: {"law": ArctanNormal(0.0, 1.6), "warmup": Ramp(k // 6)},
-            _settings,
+            settings_of,
         ),
         "de_cm": Entry(
             lambda k, n: {
@@ -151,38 +156,37 @@ def _entries() -> dict[str, Entry]:
                 "start": Ramp(k // 2, 0.9, 1.0),
                 "warmup": Ramp(k // 6),
             },
-            _settings,
+            settings_of,
             note="its first of several steps is the hop to a level between; "
             "hops in every cycle instead of every third did not mend two steps",
         ),
         "mean_flow": Entry(
             lambda k, n: {"law": _pair(), "p": 0.5, "warmup": Ramp(k // 6)},
-            _settings,
+            settings_of,
         ),
         "shortcut": Entry(
             lambda k, n: {"levels": 5, "share": 0.5, "target_decay": 0.99},
-            _settings,
+            settings_of,
         ),
         "ayf_emd": Entry(
             lambda k, n: {"law": _pair(), "warmup": Ramp(k // 6, 0.0, 0.99)},
-            _settings,
+            settings_of,
         ),
-        "ayf_lmd": Entry(lambda k, n: {"law": _pair()}, _settings),
+        "ayf_lmd": Entry(lambda k, n: {"law": _pair()}, settings_of),
         "ctm": Entry(
             lambda k, n: {"segments": 8, "grid": EvenGrid(), "target_decay": 0.95},
-            _settings,
-            # Steps of the teacher are drawn in proportion to their number.
-            trips=17 / 3,
+            settings_of,
+            trips=mean_hops(8),
         ),
         "progressive": Entry(
             lambda k, n: {
                 "steps": _halving(n),
                 "round_cycles": k // len(_halving(n)),
             },
-            _settings,
+            settings_of,
             each=True,
         ),
-        "reflow": Entry(lambda k, n: {"substeps": 8}, _settings),
+        "reflow": Entry(lambda k, n: {"substeps": 8}, settings_of),
         "pi_flow": Entry(
             lambda k, n: {
                 "steps": n,
@@ -190,7 +194,7 @@ def _entries() -> dict[str, Entry]:
                 "sampling_substeps": 64,
                 "teacher_ratio": Ramp(k // 3, 1.0, 0.0),
             },
-            _settings,
+            settings_of,
             each=True,
         ),
         "dmd2": Entry(
@@ -276,7 +280,7 @@ def _entries() -> dict[str, Entry]:
                 },
                 "dmd_options": {"floor": 0.05, "critic_law": Uniform()},
             },
-            _settings,
+            settings_of,
         ),
         "sana_sprint": Entry(
             lambda k, n: {
@@ -285,7 +289,7 @@ def _entries() -> dict[str, Entry]:
                 "warmup": k // 4,
                 "scm_options": {"tangent": None, "learned_weight": False},
             },
-            _settings,
+            settings_of,
         ),
         "gdmd": Entry(
             lambda k, n: {"steps": (n,), "critic_steps": 2},

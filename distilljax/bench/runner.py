@@ -31,7 +31,7 @@ from distilljax.bench.training import Sampler, train
 from distilljax.method import Method, Role
 from distilljax.methods import CATALOGUE, flow_matching
 from distilljax.sampling import Deterministic
-from distilljax.training.claim import differing
+from distilljax.training.claim import claim_results
 from distilljax.training.export import load_params, save_params
 
 # Families whose students follow the flow, so that noise says where they should end.
@@ -100,15 +100,7 @@ class _Bench:
 
     def claim(self, fresh: bool) -> None:
         """Makes the folder this bench's, or refuses."""
-        path = self.folder / "settings.json"
-        if fresh and self.folder.exists():
-            if any(self.folder.iterdir()) and not path.is_file():
-                raise ValueError(
-                    f"{self.folder} holds no bench, so --fresh leaves it alone; choose "
-                    "another folder with --out or remove it yourself"
-                )
-            self.folder.rmtree()
-        mine = {
+        record = {
             "version": _version.__version__,
             "suite": self.suite.name,
             "budget": self.budget,
@@ -117,22 +109,8 @@ class _Bench:
             "samples": self.suite.judge.count,
             **self.suite.settings,
         }
-        self.settings = json.loads(json.dumps(mine))
-        if path.is_file():
-            there = json.loads(path.read_text())
-            if there != self.settings:
-                raise ValueError(
-                    f"{self.folder} holds a bench of other settings (there -> now): "
-                    f"{'; '.join(differing(there, self.settings))}. Pass --fresh to "
-                    "start again, or --out for another folder."
-                )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(
-                f"{self.folder} is not empty and holds no bench; choose another folder "
-                "with --out"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_atomic(path, json.dumps(self.settings, indent=1).encode())
+        path = self.folder / "settings.json"
+        self.settings = claim_results(path, record, "bench", fresh=fresh)
 
     # What there is before any method.
 

@@ -134,6 +134,50 @@ def changes(
     return changed
 
 
+def claim_results(
+    path: epath.Path, record: Mapping[str, Any], what: str, *, fresh: bool = False
+) -> dict[str, Any]:
+    """Makes a folder of results this record's, or refuses.
+
+    Args:
+      path: file that says whose the folder is.
+      record: what determines the results.
+      what: the results in words, such as "quick start".
+      fresh: removes what an earlier call left.
+
+    Returns:
+      The record, JSON values, as the file holds it.
+
+    Raises:
+      ValueError: if the folder holds something else, or results of another record.
+    """
+    folder = path.parent
+    mine = json.loads(json.dumps(record))
+    if fresh and folder.exists():
+        if any(folder.iterdir()) and not path.is_file():
+            raise ValueError(
+                f"{folder} holds no {what}, so --fresh leaves it alone; choose another "
+                "folder with --out or remove it yourself"
+            )
+        folder.rmtree()
+    if path.is_file():
+        there = json.loads(path.read_text())
+        if there != mine:
+            raise ValueError(
+                f"{folder} holds a {what} of other settings (there -> now): "
+                f"{'; '.join(differing(there, mine))}. Pass --fresh to start again, or "
+                "--out for another folder."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} is not empty and holds no {what}; choose another folder with "
+            "--out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(path, json.dumps(mine, indent=1).encode())
+    return mine
+
+
 def claim(
     folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]
 ) -> dict[str, Any]:
