@@ -13,6 +13,7 @@ from distilljax.context import Context
 from distilljax.draws import (
     Denoised,
     OdeRollout,
+    Part,
     Renoise,
     Rollout,
     StoredPairs,
@@ -110,6 +111,25 @@ def test_without_slots_a_batch_holds_one_case():
     assert abs(counts[1.0] - 100) < 36
     assert abs(counts[0.8] - 50) < 31
     assert abs(counts[0.3] - 50) < 31
+
+
+@pytest.mark.parametrize("slots", [None, (2, 1, 1, 0)])
+def test_a_timed_rollout_says_from_when_its_samples_are(slots):
+    """The student tells the time at which it was evaluated."""
+    clock = dataclasses.replace(affine(), init=lambda key: {"gain": 0.0, "rise": 1.0})
+    draw = Rollout((1, 3), GRID, slots=slots, timed=True)
+    for seed in range(4):
+        found = draw(context(8, seed, student=clock))
+        assert found["t"].shape == (8,)
+        np.testing.assert_allclose(found["x0"][:, 0], found["t"], atol=1e-6)
+        plain = dataclasses.replace(draw, timed=False)
+        same = plain(context(8, seed, student=clock))
+        np.testing.assert_array_equal(same, found["x0"])
+
+
+def test_a_part_of_a_draw_is_a_draw():
+    ctx = context(2, data={"pair": {"end": jnp.ones(2), "start": jnp.zeros(2)}})
+    np.testing.assert_array_equal(Part("pair", "end")(ctx), jnp.ones(2))
 
 
 @pytest.mark.parametrize("slots", [(0, 0, 1), None])

@@ -204,6 +204,7 @@ def _entries() -> dict[str, Entry]:
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
                 "floor": 0.3,
+                "told_start": n > 1,
                 "warm_start": k // 2,
                 "warm_start_draw": TeacherTrajectory(
                     n, max(8 // n, 2), solver=DPMSolverPP2M()
@@ -213,7 +214,14 @@ def _entries() -> dict[str, Entry]:
             each=True,
         ),
         "sid": Entry(
-            lambda k, n: {"steps": (n,), "critic_steps": 2}, _matching, each=True
+            lambda k, n: {
+                "steps": (n,),
+                "critic_steps": 2,
+                "floor": 0.3,
+                "told_start": n > 1,
+            },
+            _matching,
+            each=True,
         ),
         "diff_instruct": Entry(
             lambda k, n: {
@@ -242,6 +250,7 @@ def _entries() -> dict[str, Entry]:
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
                 "floor": 0.3,
+                "told_start": n > 1,
             },
             _matching,
             each=True,
@@ -252,6 +261,8 @@ def _entries() -> dict[str, Entry]:
                 "critic_steps": 2,
                 "metric": half_mse,
                 "floor": 0.3,
+                "told_end": n > 1,
+                "separate": n == 1,
             },
             _matching,
             each=True,
@@ -292,7 +303,12 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "gdmd": Entry(
-            lambda k, n: {"steps": (n,), "critic_steps": 2},
+            lambda k, n: {
+                "steps": (n,),
+                "critic_steps": 2,
+                "floor": 0.3,
+                "told_start": n > 1,
+            },
             _matching,
             each=True,
             note="the reward is the same for all samples, so that the data are matched",

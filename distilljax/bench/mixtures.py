@@ -205,9 +205,13 @@ def players(
     """Networks by key for a method around one backbone."""
     shape = sizes["sample_shape"]
     built = {"backbone": backbone, "teacher": teacher}
-    if any("second_time" in role.needs for role in method.roles.values()):
+    twice = {n for n, role in method.roles.items() if "second_time" in role.needs}
+    if "student" in twice:
+        # A copy of the student has its network.
+        twice |= {n for n, role in method.roles.items() if role.init == "student"}
+    if twice:
         two_time = networks.mlp(**sizes, second_time=True)
-        built |= {n: two_time for n in ("student", "target") if n in method.roles}
+        built |= dict.fromkeys(twice, two_time)
     taps = (jnp.zeros((1, sizes["width"])),) * sizes["blocks"]
     if "discriminator" in method.roles:
         built["discriminator"] = networks.head(taps, width=64)
@@ -296,4 +300,5 @@ def mixture(
         floor_name="exact samples",
         # The distance of a few sets to a reference scatters by half of itself.
         floor_draws=16,
+        teacher=lambda eps: units.outer(judge.flow(eps)),
     )

@@ -43,6 +43,9 @@ LEGEND = {
     "flow_error": "root mean square distance to where the exact flow takes the noise",
 }
 _STEPS_OF_BAR = 100
+# What a method should reach: at so many evaluations, so many times the exact teacher.
+GOAL_NFE, GOAL = 4, 2.0
+SAME_NOISE = "from the noise that the students start from"
 
 
 class Bar:
@@ -90,6 +93,21 @@ def behind(results: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
         for nfe, found in row.get("by_nfe", {}).items()
         if not ahead(found, base[nfe], results["headline"])
     ]
+
+
+def short_of_goal(results: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+    """Times the teacher at `GOAL_NFE` where that is more than `GOAL`, else None.
+
+    The teacher starts from the same noise; where there is no such line, the floor is
+    the teacher.
+    """
+    found = row.get("by_nfe", {}).get(str(GOAL_NFE))
+    if found is None:
+        return None
+    headline = results["headline"]
+    teacher = results.get("teacher", results["floor"])[headline]["mean"]
+    factor = found[headline]["mean"] / teacher
+    return factor if factor > GOAL else None
 
 
 def in_words(results: Mapping[str, Any], row: Mapping[str, Any]) -> str:
@@ -156,6 +174,11 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         + [""] * 5
         + ["the start of all students, sampled alike"],
     ]
+    if "teacher" in results:
+        teacher = results["teacher"]
+        factor = f"{teacher[headline]['mean'] / floor:.1f}"
+        cells = [_value(teacher, headline, digits)] * 3
+        lines.insert(1, ["exact teacher", "", *cells, factor, *[""] * 4, SAME_NOISE])
     for row in ranked(results):
         if "error" in row:
             lines.append([row["name"], row["family"], *[""] * 8, row["error"]])
@@ -173,6 +196,9 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         late = behind(results, row)
         if late:
             remarks.append(f"not ahead of its start at {', '.join(late)} NFE")
+        short = short_of_goal(results, row)
+        if short is not None:
+            remarks.append(f"{short:.1f} times the teacher at {GOAL_NFE} NFE")
         lines.append(
             [
                 row["name"],
@@ -199,8 +225,10 @@ def details(results: Mapping[str, Any], nfe: int) -> tuple[list[str], list[list[
         for n in NUMBERS
         if n[0] in first or any(n[0] in r["by_nfe"][key] for r in rows)
     ]
-    lines = [[results["floor_name"], *(_value(first, name, d) for name, _, d in used)]]
+    lines = []
     for name, found in [
+        (results["floor_name"], first),
+        *([("exact teacher", results["teacher"])] if "teacher" in results else []),
         ("pretrained", results["pretrained"][key]),
         *((r["name"], r["by_nfe"][key]) for r in rows),
     ]:

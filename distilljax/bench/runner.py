@@ -5,7 +5,8 @@ The folder:
     bench.json, bench.md, bench.html   results, written again after every row
     rows/<method>.json                 what is done; a second call continues after it
     samples/<method>_nfe<k>_seed<i>.npz with ``x``, in the units of the data, and
-                                       floor_seed<i>.npz of what cannot be beaten
+                                       floor_seed<i>.npz of what cannot be beaten,
+                                       teacher_seed<i>.npz of the exact teacher
     pretrained.npz                     the network that students start from
 """
 
@@ -27,7 +28,7 @@ from etils import epath
 from distilljax import _version, evaluation, storage
 from distilljax.bench import report
 from distilljax.bench.suites import STEPS, Entry, Suite
-from distilljax.bench.training import Sampler, train
+from distilljax.bench.training import Sampler, sampling_noise, train
 from distilljax.method import Method, Role
 from distilljax.methods import CATALOGUE, flow_matching
 from distilljax.sampling import Deterministic
@@ -37,7 +38,7 @@ from distilljax.training.export import load_params, save_params
 # Families whose students follow the flow, so that noise says where they should end.
 FOLLOWING = ("consistency", "flow map", "trajectory")
 SEEDS = 3
-BASELINE, FLOOR = "pretrained", "floor"
+BASELINE, FLOOR, TEACHER = "pretrained", "floor", "teacher"
 
 
 def say(text: str) -> None:
@@ -115,9 +116,11 @@ class _Bench:
     # What there is before any method.
 
     def baselines(self) -> None:
-        """The pretrained network, sampled; and the truth, judged by itself."""
+        """The pretrained network, sampled; the truth, judged by itself; the teacher."""
         self._pretrain()
         self._kept(FLOOR, self._floor)
+        if self.suite.teacher is not None:
+            self._kept(TEACHER, self._teacher)
         self._kept(BASELINE, self._pretrained)
 
     def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -164,6 +167,17 @@ class _Bench:
                 self._save(f"{FLOOR}_seed{seed}", x)
             rows.append(self.suite.judge.statistics(x))
         return {"name": self.suite.floor_name, "by_nfe": _over_seeds(rows)}
+
+    def _teacher(self) -> dict[str, Any]:
+        """The exact teacher on the noise that all students are sampled from."""
+        assert self.suite.teacher is not None
+        count, shape = self.suite.judge.count, self.suite.sample_shape
+        rows = []
+        for seed in self.seeds:
+            x = self.suite.teacher(sampling_noise(seed, count, shape))
+            self._save(f"{TEACHER}_seed{seed}", x)
+            rows.append(self.suite.judge.statistics(x))
+        return {"name": TEACHER, "by_nfe": _over_seeds(rows)}
 
     def _pretrained(self) -> dict[str, Any]:
         network = self.suite.backbone
@@ -275,9 +289,10 @@ class _Bench:
 
     def _base(self) -> dict[str, Any]:
         found = {}
-        for name in (FLOOR, BASELINE):
-            row = json.loads((self.folder / "rows" / f"{name}.json").read_text())
-            found[name] = row["by_nfe"]
+        for name in (FLOOR, BASELINE, TEACHER):
+            path = self.folder / "rows" / f"{name}.json"
+            if path.is_file():
+                found[name] = json.loads(path.read_text())["by_nfe"]
         return {
             "headline": self.suite.headline,
             "floor_name": self.suite.floor_name,

@@ -112,6 +112,8 @@ class Suite:
         by chance.
       floor_name: what they are.
       floor_draws: how many sets of them are judged.
+      teacher: noise ``[count, *sample_shape]`` -> where the exact teacher takes it, for
+        students that follow it from the same noise; None where the floor is that.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Suite:
     floor: Callable[[Any, int], np.ndarray]
     floor_name: str
     floor_draws: int = 3
+    teacher: Callable[[Array], np.ndarray] | None = None
 
     def chosen(self, methods: str | Sequence[str] | None) -> list[str]:
         """Names of the methods asked for, in the order of the catalogue.

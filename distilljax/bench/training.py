@@ -296,6 +296,9 @@ class Sampler:
     def noise(self, seeds: Sequence[int]) -> Array:
         """``[seeds, count, *sample_shape]``, the same for all methods."""
         count, shape = self.suite.judge.count, self.suite.sample_shape
-        return jnp.stack(
-            [generation.initial_noise(_NOISE + s, 0, count, shape) for s in seeds]
-        )
+        return jnp.stack([sampling_noise(seed, count, shape) for seed in seeds])
+
+
+def sampling_noise(seed: int, count: int, shape: tuple[int, ...]) -> Array:
+    """The noise ``[count, *shape]`` from which samples of a seed are made."""
+    return generation.initial_noise(_NOISE + seed, 0, count, shape)

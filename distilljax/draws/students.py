@@ -76,6 +76,8 @@ class Rollout:
         of every ``sum(slots)`` samples that many take the case, which costs less than
         the longest rollout and has less variance. The sum must divide the batch.
       role: the role that is rolled out.
+      timed: whether the result is ``{"x0", "t"}`` with the times ``[B]`` from which the
+        samples were made, for a fake score that is told them.
 
     References:
       Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867,
@@ -88,6 +90,7 @@ class Rollout:
     two_time: bool | None = False
     slots: tuple[int, ...] | None = None
     role: str = "student"
+    timed: bool = False
 
     def __post_init__(self):
         cases = sum(self.steps)
@@ -104,10 +107,11 @@ class Rollout:
         rows = [self.grid(n, path)[:-1] for n in self.steps]
         return [(row, k) for row in rows for k in range(len(row))]
 
-    def __call__(self, ctx: Context) -> Array:
+    def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
         run = self._one_case if self.slots is None else self._split
-        return run(ctx, path)
+        x, t = run(ctx, path)
+        return {"x0": x, "t": t + ctx.zeros()} if self.timed else x
 
     def _maps(self, ctx: Context, path: Path, cond: Any) -> tuple[Any, Any]:
         """The student's map with and without gradient."""
@@ -118,7 +122,7 @@ class Rollout:
         )
         return live, frozen
 
-    def _one_case(self, ctx: Context, path: Path) -> Array:
+    def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
         live, frozen = self._maps(ctx, path, ctx.told)
         cases = self._cases(path)
         deepest = max(k for _, k in cases)
@@ -142,9 +146,9 @@ class Rollout:
             # One network in the program, however deep the rollout.
             steps = (jnp.arange(deepest), times[:-1], times[1:], jnp.stack(noises))
             x, _ = jax.lax.scan(advance, x, steps)
-        return live(sg(x), times[leave], 0.0)
+        return live(sg(x), times[leave], 0.0), times[leave]
 
-    def _split(self, ctx: Context, path: Path) -> Array:
+    def _split(self, ctx: Context, path: Path) -> tuple[Array, Array]:
         assert self.slots is not None
         group = sum(self.slots)
         if ctx.batch_size % group:
@@ -186,8 +190,25 @@ class Rollout:
         states = jnp.concatenate(left, axis=1)
         states = states.reshape((ctx.batch_size,) + states.shape[2:])
         exits = jnp.asarray([times[k] for times, k in slots], jnp.float32)
+        exits = jnp.tile(exits, ctx.batch_size // group)
         live, _ = self._maps(ctx, path, ctx.told)
-        return live(sg(states), jnp.tile(exits, ctx.batch_size // group), 0.0)
+        return live(sg(states), exits, 0.0), exits
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One field of an earlier draw of the phase.
+
+    Attributes:
+      of: name of that draw.
+      field: of its result.
+    """
+
+    of: str
+    field: str
+
+    def __call__(self, ctx: Context) -> Any:
+        return ctx.data[self.of][self.field]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from distilljax.methods.parts import (
     fool,
     noised,
     path_of,
+    rolled_out,
     tell_apart,
     twin_phases,
     twin_predictions,
@@ -101,6 +102,7 @@ def dmd2(
     warm_start_weights: tuple[float, ...] | None = None,
     floor: float = 1e-5,
     slots: tuple[int, ...] | None = None,
+    told_start: bool = False,
     path: Path | None = None,
     sampling_grid: Grid | None = None,
 ) -> Method:
@@ -131,8 +133,14 @@ def dmd2(
         Heun steps a segment. `StoredPairs` and `StoredTrajectory` take them from the
         batch, whose ``x0`` is then the teacher's, for the GAN too.
       warm_start_weights: weight of their states; default equal.
-      floor: smallest divisor of the normaliser ``mean |x - D_real|``.
+      floor: smallest divisor of the normaliser ``mean |x - D_real|``, a mean over the
+        elements of one sample: of two elements it is often near 0.
       slots: see `draws.Rollout`; None draws one exit step for the whole batch.
+      told_start: whether the fake score is told the time from which a sample was made,
+        as its second time, so that it fits the samples of every step by themselves; one
+        that is not fits their mixture, and where the first steps spread too far the
+        last learns to spread too little. The GAN's features are not told. Not of the
+        paper; `tdm` has the like.
       path: path; default the student's network's.
       sampling_grid: times of the sampler; default ``grid``. The student is a function
         of a continuous time, so that other times between the trained ones can do
@@ -143,14 +151,14 @@ def dmd2(
       fake_score, discriminator.
     """
     gan = not (isinstance(gan_weight, (int, float)) and gan_weight == 0)
-    draws = {"x": Rollout(steps, grid, path, slots=slots)}
+    draws, needs = rolled_out(Rollout(steps, grid, path, slots=slots), told_start)
 
     def match(ctx: Context) -> Array:
         return losses.regress(match_scores(ctx, law, path, guidance, floor))
 
     student_terms = (Term("match", match),)
     critic_terms = (fit_score("fake_score", "x", critic_law, path),)
-    roles = twin_roles(guidance=guidance)
+    roles = twin_roles(guidance=guidance, fake_needs=needs)
     trains = ("fake_score",)
     if gan:
         student_terms += (fool(gan_law, path, gan_weight, trunk=features),)
@@ -222,6 +230,8 @@ def sid(
     critic_steps: int = 1,
     steps: tuple[int, ...] = (1,),
     grid: Grid = EvenGrid(),
+    floor: float = 1e-5,
+    told_start: bool = False,
     path: Path | None = None,
 ) -> Method:
     """SiD: Fisher divergence by score identities, gradient through both networks.
@@ -239,25 +249,27 @@ def sid(
       steps: numbers of steps that the student shall serve; the paper's is one.
       grid: their time grids; ``EvenGrid(start)`` with ``start < 1`` begins at a lower
         noise level (sigma_init 2.5 on EDM).
+      floor: see `dmd2`.
+      told_start: see `dmd2`.
       path: path; default the student's network's.
 
     Returns:
       The method. Data-free (``cond`` only). Roles: student, teacher, fake_score.
     """
-    draws = {"x": Rollout(steps, grid, path)}
+    draws, needs = rolled_out(Rollout(steps, grid, path), told_start)
 
     def identities(ctx: Context) -> Array:
         p = path_of(ctx, path)
         x = ctx.data["x"]
         x_t, t, _ = noised(ctx, x, law, p)
         real, fake = twin_predictions(ctx, x_t, t, p, guidance)
-        return losses.fisher(x, real, fake, alpha=alpha)
+        return losses.fisher(x, real, fake, alpha=alpha, floor=floor)
 
     fit = fit_score("fake_score", "x", critic_law, path)
     return check(
         Method(
             name="sid",
-            roles=twin_roles(guidance=guidance),
+            roles=twin_roles(guidance=guidance, fake_needs=needs),
             phases=twin_phases(
                 (fit,), (Term("fisher", identities),), draws, critic_steps
             ),
@@ -280,6 +292,8 @@ def gdmd(
     critic_law: Law = Uniform(),
     guidance: float = 1.0,
     critic_steps: int = 5,
+    floor: float = 1e-5,
+    told_start: bool = False,
     path: Path | None = None,
 ) -> Method:
     """GDMD: a reward scores the *target* of each DMD update and weights that update.
@@ -323,6 +337,8 @@ def gdmd(
       critic_law: see `dmd2`.
       guidance: see `dmd2`.
       critic_steps: see `dmd2`.
+      floor: see `dmd2`.
+      told_start: see `dmd2`.
       path: see `dmd2`.
 
     Returns:
@@ -334,11 +350,11 @@ def gdmd(
             f"targets must be at least 2, since rewards are compared within a sample; "
             f"got {targets}"
         )
-    draws = {"x": Rollout(steps, grid, path)}
+    draws, needs = rolled_out(Rollout(steps, grid, path), told_start)
 
     def rewarded(ctx: Context) -> Out:
         gaps = [
-            match_scores(ctx, law, path, guidance, suffix=str(i))
+            match_scores(ctx, law, path, guidance, floor, suffix=str(i))
             for i in range(targets)
         ]
         value = ctx.nets.reward.call
@@ -366,7 +382,11 @@ def gdmd(
     return check(
         Method(
             name="gdmd",
-            roles=twin_roles(guidance=guidance, reward=Role("reward", init="given")),
+            roles=twin_roles(
+                guidance=guidance,
+                fake_needs=needs,
+                reward=Role("reward", init="given"),
+            ),
             phases=twin_phases(
                 (fit,), (Term("rewarded", rewarded),), draws, critic_steps
             ),

@@ -13,9 +13,11 @@ from distilljax import losses
 from distilljax.axes import untyped
 from distilljax.binding import Bound
 from distilljax.context import Context
-from distilljax.draws import Guidance, Scales
+from distilljax.draws import Guidance, Part, Rollout, Scales
+from distilljax.fields import Field
 from distilljax.method import Phase, Role, Term
-from distilljax.paths import Path, expand
+from distilljax.paths import Path, Time, expand
+from distilljax.predictions import VELOCITY, Prediction, convert, kind_of
 from distilljax.times import Law, Schedule
 
 Array = jax.Array
@@ -97,12 +99,55 @@ def twin_phases(
     )
 
 
+def told_field(
+    ctx: Context, role: str, kind: str | Prediction, path: Path, told: Array | None
+) -> Field:
+    """A network as a field that is told a time of the sample as its second time.
+
+    Args:
+      ctx: with the role.
+      role: the network; one with a second time if it is told one.
+      kind: kind wanted.
+      path: path on which the field is called.
+      told: the time ``[B]``, None for the plain field.
+    """
+    net = ctx.nets[role]
+    if told is None:
+        return net.prediction(ctx.cond, kind=kind, path=path)
+    f = net.flow_map(ctx.cond, path=path, two_time=True)
+
+    def field(x: Array, t: Time) -> Array:
+        return convert(path, f.output(x, t, told), x, t, f.kind, kind_of(kind))
+
+    return field
+
+
+def rolled_out(rollout: Rollout, told_start: bool) -> tuple[dict[str, Any], Any]:
+    """Draws of a student's samples ``x``, and what the fake score needs.
+
+    Args:
+      rollout: how they are made.
+      told_start: whether the fake score is told the times from which they were made;
+        they are then the field ``x_start``.
+    """
+    if not told_start:
+        return {"x": rollout}, frozenset()
+    timed = dataclasses.replace(rollout, timed=True)
+    parts = {"x": Part("rollout", "x0"), "x_start": Part("rollout", "t")}
+    return {"rollout": timed, **parts}, frozenset({"second_time"})
+
+
 def twin_predictions(
     ctx: Context, x_t: Array, t: Array, path: Path, guidance: float
 ) -> tuple[Array, Array]:
-    """``(D_real, D_fake)``: predictions of the guided teacher and the fake score."""
+    """``(D_real, D_fake)``: predictions of the guided teacher and the fake score.
+
+    The fake score is told where the sample was made from if the data say that, see
+    `rolled_out`.
+    """
     real = ctx.nets.teacher.guided(ctx.data, guidance, path=path)(x_t, t)
-    fake = ctx.nets.fake_score.denoiser(ctx.cond, path=path)(x_t, t)
+    told = ctx.data.get("x_start")
+    fake = told_field(ctx, "fake_score", "x0", path, told)(x_t, t)
     return real, fake
 
 
@@ -147,7 +192,8 @@ def fit_score(
     """Term that fits a score network to the student's samples by flow matching.
 
     ``|v_psi(x_t, t) - (alpha' x + sigma' eps)|^2 / 2`` on ``x_t`` noised from the
-    detached sample; on TrigFlow the denoiser loss over ``sin^2 t`` (rCM).
+    detached sample; on TrigFlow the denoiser loss over ``sin^2 t`` (rCM). It is told
+    where the sample was made from if the data say that, see `rolled_out`.
 
     Args:
       role: network that is fitted.
@@ -161,7 +207,8 @@ def fit_score(
         p = path_of(ctx, path, role)
         x = sg(ctx.data[sample])
         x_t, t, eps = noised(ctx, x, law, p)
-        v = ctx.nets[role].velocity(ctx.cond, path=p)(x_t, t)
+        told = ctx.data.get(f"{sample}_start")
+        v = told_field(ctx, role, VELOCITY, p, told)(x_t, t)
         return losses.regress(losses.toward(v, p.velocity(x, eps, t)))
 
     return Term("fit", loss, weight)

@@ -19,13 +19,14 @@ from distilljax.methods.parts import (
     judged,
     noised,
     path_of,
+    told_field,
     twin_phases,
     twin_predictions,
     twin_roles,
 )
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, Time
-from distilljax.predictions import VELOCITY, X0, convert, kind_of
+from distilljax.paths import Path
+from distilljax.predictions import VELOCITY, X0, convert
 from distilljax.sampling import Consistency, Deterministic
 from distilljax.times import EvenGrid, Grid, Law, LogNormal, Schedule, Uniform, central
 
@@ -199,6 +200,7 @@ def f_distill(
     gan_law: Law = Uniform(),
     features: str = "fake_score",
     floor: float = 1e-5,
+    told_start: bool = False,
     path: Path | None = None,
 ) -> Method:
     """f-distill: DMD2 whose gap is weighted for any f-divergence.
@@ -229,6 +231,7 @@ def f_distill(
       gan_law: see `dmd2`; must reach wherever ``law`` does.
       features: ``fake_score`` or ``teacher``, on whose features the discriminator sits.
       floor: see `dmd2`.
+      told_start: see `dmd2`.
       path: see `dmd2`.
 
     Returns:
@@ -259,13 +262,14 @@ def f_distill(
         gan_law=gan_law,
         features=features,
         floor=floor,
+        told_start=told_start,
         path=path,
     )
 
     def match(ctx: Context) -> Out:
         p, x = path_of(ctx, path), ctx.data["x"]
         x_t, t, _ = noised(ctx, sg(x), law, p)
-        if features == "fake_score":
+        if features == "fake_score" and not told_start:
             real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
             fake, logits = judged(ctx, x_t, t, p)
         else:
@@ -360,15 +364,8 @@ def tdm(
         return x_tau, tau, target
 
     def scored(ctx: Context, p: Path, kind: str) -> Field:
-        net, s = ctx.nets.fake_score, ctx.data["step"]["s"]
-        if not told_end:
-            return net.prediction(ctx.cond, kind=kind, path=p)
-        f = net.flow_map(ctx.cond, path=p, two_time=True)
-
-        def field(x: Array, t: Time) -> Array:
-            return convert(p, f.output(x, t, s), x, t, f.kind, kind_of(kind))
-
-        return field
+        told = ctx.data["step"]["s"] if told_end else None
+        return told_field(ctx, "fake_score", kind, p, told)
 
     def match(ctx: Context) -> Array:
         p, x = path_of(ctx, path), ctx.data["step"]["x0"]

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.axes import looked_up
 from distilljax.context import Context
+from distilljax.draws import Part
 from distilljax.method import (
     Citation,
     Follow,
@@ -155,14 +156,6 @@ class Ends:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """The student's end of `Ends`, as the sample that is judged."""
-
-    def __call__(self, ctx: Context) -> Array:
-        return ctx.data["ends"]["estimate"]
-
-
 def ctm(
     *,
     segments: int = 17,
@@ -263,10 +256,11 @@ def ctm(
             features,
         )
         detect = tell_apart(gan_law, path, 1.0, losses.discriminator_hinge, features)
-        judged = {**draws, "x": Estimate()}
+        end = Part("ends", "estimate")
+        judged = {**draws, "x": end}
         shares += (Share("fool", gan_weight, 0.01, 10.0),)
         critic = Phase("discriminator", ("discriminator",), (detect,), judged)
-        phases = (critic, phase((*terms, deceive), shares, x=Estimate()))
+        phases = (critic, phase((*terms, deceive), shares, x=end))
         roles = feature_roles(roles, features)
     return check(
         Method(

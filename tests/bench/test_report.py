@@ -1,5 +1,7 @@
 """Tables and rankings."""
 
+import pytest
+
 from distilljax.bench import report
 from distilljax.bench.pictures import front
 
@@ -65,6 +67,18 @@ def test_rows_are_ranked_and_say_where_they_are_behind():
     assert "1 NFE 20.0 x floor" in words
     assert "NOT ahead of its start at 2, 4" in words
     assert report.in_words(results, FAILED) == "failed: ValueError: no"
+
+
+def test_the_goal_is_twice_the_teacher_from_the_same_noise():
+    late, good = RESULTS["rows"]
+    assert report.short_of_goal(RESULTS, good) is None
+    assert report.short_of_goal(RESULTS, late) == pytest.approx(30.0)
+    results = {**RESULTS, "teacher": {"energy_distance": number(1.0)}}
+    assert report.short_of_goal(results, late) == pytest.approx(3.0)
+    assert report.short_of_goal(results, row("one", 0.3)) is None
+    text = report.markdown(results)
+    assert "3.0 times the teacher at 4 NFE" in text
+    assert text.count("| exact teacher |") == 4
 
 
 def test_a_table_of_markdown_is_one():

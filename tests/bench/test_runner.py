@@ -8,6 +8,7 @@ import pytest
 
 from distilljax.bench import run, runner
 from distilljax.bench.suites import Entry
+from distilljax.bench.training import sampling_noise
 from tests.bench.small import suite
 
 
@@ -52,6 +53,13 @@ def test_files_rows_and_a_failure(results, folder, made):
     # Fresh noise between steps leaves the flow of the first noise.
     assert "flow_error" not in rows["ect"]["by_nfe"]["2"]
     assert "flow_error" in results["pretrained"]["4"]
+    # The exact teacher is what students that follow the flow are compared with.
+    assert len(results["teacher"]["energy_distance"]["seeds"]) == 2
+    with np.load(folder / "samples" / "teacher_seed1.npz") as found:
+        flown = found["x"]
+    noise = sampling_noise(1, 256, (2,))
+    np.testing.assert_array_equal(flown, made.teacher(noise))
+    assert made.judge.paired(flown, np.asarray(noise))["flow_error"] == 0
     run_of = rows["ect"]["runs"]["1"]
     assert run_of["evaluations"] <= 1.01 * made.budget
     assert run_of["peak_bytes"] > 0

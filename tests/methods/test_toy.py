@@ -114,6 +114,7 @@ OPTIONS = {
         },
     ),
     "told trajectory matching": ("tdm", {"told_end": True, "separate": False}, {}),
+    "told several steps": ("dmd2", {"told_start": True}, {}),
     "f-distill on the teacher": ("f_distill", {"features": "teacher"}, {}),
     "patches": (
         "sana_sprint",
