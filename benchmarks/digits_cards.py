@@ -141,15 +141,7 @@ class Job:
         ):
             teacher = api.load(self.folder / "seed0" / teacher_of(name))
         began = time.process_time()
-        fitted = api.fit(
-            found.method,
-            networks=found.networks,
-            source=found.source,
-            teacher=teacher,
-            config=found.train,
-            folder=folder,
-            card={"card": plain},
-        )
+        fitted = api.fit_card(found, teacher=teacher, folder=folder)
         assert fitted.result is not None
         cpu = time.process_time() - began
         judge = self.judge(name, found.source)

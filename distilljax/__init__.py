@@ -12,10 +12,12 @@ _LAZY = {
     "compose": ("distilljax.composition", "compose"),
     "edit": ("distilljax.image_edits", "edit"),
     "fit": ("distilljax.api", "fit"),
+    "fit_card": ("distilljax.api", "fit_card"),
     "sample": ("distilljax.api", "sample"),
 }
 _MODULES = (
     "api",
+    "cards",
     "composition",
     "corrections",
     "data",

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, storage
+from distilljax import cards, generation, methods, storage
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
@@ -151,6 +151,48 @@ def fit(
     )
 
 
+def fit_card(
+    card: cards.Experiment | Mapping[str, Any],
+    *,
+    teacher: Fitted | Any = None,
+    folder: str | os.PathLike | None = None,
+    hooks: Hooks | None = None,
+    progress: bool = True,
+    profile: tuple[int, int] | None = None,
+) -> Fitted:
+    """Trains a card, or continues its run in a folder, from which `load` reads it.
+
+    Args:
+      card: of `cards.load`, or expanded.
+      teacher: see `fit`; default the run that the card names, if any.
+      folder: see `fit`.
+      hooks: see `fit`.
+      progress: see `fit`.
+      profile: see `fit`.
+
+    Returns:
+      The fitted method.
+
+    Raises:
+      ValueError: see `fit`.
+    """
+    found = card if isinstance(card, cards.Experiment) else cards.expand(card)
+    if teacher is None and found.teacher:
+        teacher = load(found.teacher)
+    return fit(
+        found.method,
+        networks=found.networks,
+        source=found.source,
+        teacher=teacher,
+        config=found.train,
+        folder=folder,
+        card={"card": found.config},
+        hooks=hooks,
+        progress=progress,
+        profile=profile,
+    )
+
+
 def _conditional(source: Any) -> bool:
     fields = getattr(source, "fields", ())
     return source.num_classes is None and "cond" in fields
@@ -190,8 +232,6 @@ def load(folder: str | os.PathLike) -> Fitted:
     Raises:
       ValueError: if the folder holds no run of a card, or an unfinished one.
     """
-    from distilljax import cards
-
     folder = epath.Path(folder)
     path = folder / "config.json"
     if not path.is_file():

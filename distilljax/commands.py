@@ -41,15 +41,8 @@ def train(options: argparse.Namespace) -> int:
             raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
         lock.Lock(folder).close()  # refuses while another run holds it
         folder.rmtree()
-    fitted = api.fit(
-        found.method,
-        networks=found.networks,
-        source=found.source,
-        teacher=teacher,
-        config=found.train,
-        folder=folder,
-        card={"card": found.config},
-        profile=options.profile,
+    fitted = api.fit_card(
+        found, teacher=teacher, folder=folder, profile=options.profile
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")

@@ -204,14 +204,10 @@ class _Job:
             config.evaluate_every = max(config.cycles // self.probes, 1)
         found = cards.expand(config)
         began = time.monotonic()
-        fitted = api.fit(
-            found.method,
-            networks=found.networks,
-            source=found.source,
+        fitted = api.fit_card(
+            found,
             teacher=teacher,
-            config=found.train,
             folder=self.folder / name,
-            card={"card": found.config},
             hooks=self._probe(name, found),
         )
         assert fitted.result is not None

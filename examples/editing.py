@@ -58,16 +58,7 @@ def train(runs: pathlib.Path) -> tuple[api.Fitted, api.Fitted]:
         card = cards.load(ROOT / "configs" / "coloured" / f"{name}.py")
         with card.unlocked():
             card.teacher = "" if teacher is None else str(runs / "teacher")
-        found = cards.expand(card)
-        fitted = api.fit(
-            found.method,
-            networks=found.networks,
-            source=found.source,
-            teacher=teacher,
-            config=found.train,
-            folder=runs / name,
-            card={"card": found.config},
-        )
+        fitted = api.fit_card(card, teacher=teacher, folder=runs / name)
         if name == "scm":
             assert teacher is not None
             return teacher, fitted

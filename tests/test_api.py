@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -305,3 +306,24 @@ def test_a_run_is_loaded_without_its_data(tmp_path):
     assert (loaded.sample_shape, loaded.num_classes) == (SHAPE, 3)
     wanted = distilljax.sample(fitted, labels=[0, 1])
     np.testing.assert_array_equal(distilljax.sample(loaded, labels=[0, 1]), wanted)
+
+
+def test_a_card_names_its_teacher(tmp_path):
+    backbone = {"name": "mlp", **SIZES}
+    common = {
+        "source": {"name": "mixture", "size": 16, "components": 2},
+        "networks": {"backbone": backbone},
+        "cycles": 2,
+        "batch_size": 8,
+    }
+    path = tmp_path / "teacher"
+    distilljax.fit_card(
+        cards.card("flow_matching", **common), folder=path, progress=False
+    )
+    student = cards.card("scm", {"learned_weight": False}, teacher=str(path), **common)
+    fitted = distilljax.fit_card(student, folder=tmp_path / "scm", progress=False)
+    assert distilljax.sample(fitted, count=3, steps=1).shape == (3, 2)
+    again = api.load(tmp_path / "scm")
+    chex.assert_trees_all_equal(again.params, fitted.params)
+    with pytest.raises(ValueError, match="teacher"):
+        distilljax.fit_card({**student.to_dict(), "teacher": ""}, progress=False)

@@ -56,16 +56,8 @@ def run(bucket, monkeypatch):
     """A finished run in the bucket."""
     monkeypatch.setattr(loop, "Checkpoints", NoArrays)
     folder = f"{bucket}/runs/teacher"
-    found = cards.expand(cards.card("flow_matching", **CARD))
-    api.fit(
-        found.method,
-        networks=found.networks,
-        source=found.source,
-        config=found.train,
-        folder=folder,
-        card={"card": found.config},
-        progress=False,
-    )
+    card = cards.card("flow_matching", **CARD)
+    api.fit_card(card, folder=folder, progress=False)
     return folder
 
 
@@ -88,17 +80,9 @@ def test_a_run_lives_and_is_sampled_in_a_bucket(run, bucket, capsys):
     assert cli.main(["sample", f"--run={run}", "--count=3"]) == 0
     assert f"3 samples in {run}/samples/steps1_seed0.npz" in capsys.readouterr().out
     # Another config is refused as on disk.
-    found = cards.expand(cards.card("flow_matching", **{**CARD, "batch_size": 4}))
+    card = cards.card("flow_matching", **{**CARD, "batch_size": 4})
     with pytest.raises(ValueError, match="batch_size: 8 -> 4"):
-        api.fit(
-            found.method,
-            networks=found.networks,
-            source=found.source,
-            config=found.train,
-            folder=run,
-            card={"card": found.config},
-            progress=False,
-        )
+        api.fit_card(card, folder=run, progress=False)
     # A killed call left a batch there.
     options = {"sample_shape": (2,), "count": 4, "batch_size": 2, "progress": False}
     store = generation._Store(f"{bucket}/parts", "", 0, 2, 4, None)

@@ -319,16 +319,7 @@ def restored(tmp_path_factory):
     config.method.weights = (1.0,)
     found = cards.expand(config)
     teacher = filled(found.networks["backbone"])
-    fitted = api.fit(
-        found.method,
-        networks=found.networks,
-        source=found.source,
-        teacher=teacher,
-        config=found.train,
-        folder=folder,
-        card={"card": found.config},
-        progress=False,
-    )
+    fitted = api.fit_card(found, teacher=teacher, folder=folder, progress=False)
     return folder, fitted, teacher
 
 
