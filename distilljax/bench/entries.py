@@ -161,8 +161,8 @@ def _entries() -> dict[str, Entry]:
             },
             settings_of,
             note="the hop without its derivative in the start, which hops from one "
-            "start do not determine: with it two steps ended at 12 times the floor "
-            "(one at 2.6)",
+            "start do not determine: with it two steps ended at 11.7 times the "
+            "floor, and one at 2.6",
         ),
         "mean_flow": Entry(
             lambda k, n: {"law": _pair(), "p": 0.5, "warmup": Ramp(k // 6)},
