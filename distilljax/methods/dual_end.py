@@ -113,12 +113,12 @@ def de_cm(
     The notes print the tangent of ``L_n2n`` with its two weights exchanged; that form
     does not vanish on the exact map, and `losses.dual_end` does.
 
-    ``L_n2n`` has one start at a time, and once ``start`` rests, no other level holds the
-    network's derivative in the start: the one equation has two unknowns, the map and
+    ``L_n2n`` has one start at a time, and once ``start`` rests, no other level holds
+    the network's derivative in the start: one equation for two unknowns, the map and
     that derivative. On the bench's 2-D mixture two steps, whose first is a hop, end at
     11.7 times the floor; with ``start_weight=0, end_weight=1, hop_weight=0.3``, the
-    derivative in the end alone, which is fixed at ``s = t``, at 2.7 (one step at 6.6
-    instead of 2.6). The default is the paper's.
+    derivative in the end alone, at 2.7 (one step at 6.6 instead of 2.6). The default is
+    the paper's.
 
     Args:
       law: times of the first two clusters, which share their points, and of the end of
