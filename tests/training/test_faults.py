@@ -325,6 +325,11 @@ def test_ctrl_c_while_compiling(tmp_path):
 
 def test_ctrl_c_without_a_folder_ends_at_once():
     seen = []
-    with pytest.raises(KeyboardInterrupt):
-        trained(None, **at(3, lambda: seen.append(interrupt())))
+    # A shell starts what it runs in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained(None, **at(3, lambda: seen.append(interrupt())))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == []
