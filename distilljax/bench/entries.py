@@ -5,7 +5,8 @@ Schedules are shares of the run, so that a budget may be larger or smaller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax.bench.suites import Entry
@@ -91,20 +92,36 @@ def _pair() -> Any:
     return Pair(LogitNormal(-0.4, 1.4), 0.15, 0.5, 0.1)
 
 
-def mixture_entries() -> Mapping[str, Entry]:
+def mixture_entries(rate: float = 1.0) -> Mapping[str, Entry]:
     """An entry for every method that the suite can feed.
 
     A method without one of its own runs under its defaults.
+
+    Args:
+      rate: factor of all learning rates, for networks of another width.
     """
     usual = Entry(lambda k, n: {}, settings_of)
     own = _entries()
-    return {n: own.get(n, usual) for n in CATALOGUE if n not in MISSING}
+    found = {n: own.get(n, usual) for n in CATALOGUE if n not in MISSING}
+    return {
+        name: entry._replace(settings=functools.partial(_slowed, entry.settings, rate))
+        for name, entry in found.items()
+    }
+
+
+def _slowed(
+    settings: Callable[[int], Mapping[str, Mapping[str, Any]]], rate: float, cycles: int
+) -> dict[str, dict[str, Any]]:
+    return {
+        role: {**section, "lr": rate * section["lr"]}
+        for role, section in settings(cycles).items()
+    }
 
 
 def _entries() -> dict[str, Entry]:
     return {
         "cm_cd": Entry(
-            lambda k, n: {"segments": 18, "grid": EvenGrid(), "target_decay": 0.0},
+            lambda k, n: {"segments": 18, "grid": EvenGrid(), "target_decay": 0.9},
             settings_of,
         ),
         "scm": Entry(

@@ -253,7 +253,8 @@ def mixture(
     units = Units.of(outer)
     inner = units.inner(outer)
     shape = tuple(outer.means.shape[1:])
-    width = 64 if shape[0] <= 8 else 128
+    small = shape[0] <= 8
+    width = 64 if small else 128
     sizes = {
         "sample_shape": shape,
         "width": width,
@@ -285,7 +286,8 @@ def mixture(
         budget=8_000_000,
         start=start_entry(),
         pretraining=6_000_000,
-        entries=mixture_entries(),
+        # Tangents diverge in a wider network under the rates of the narrow one.
+        entries=mixture_entries(rate=1.0 if small else 0.4),
         missing=MISSING,
         networks=lambda method: players(
             method, renewed if is_replaced(method) else teacher, backbone, sizes

@@ -123,3 +123,12 @@ def test_a_teacher_that_is_replaced_is_exact_until_then():
     )
     replaced = [name for name in CATALOGUE if is_replaced(build(name))]
     assert replaced == ["progressive"]
+
+
+def test_a_wider_network_has_lower_rates():
+    narrow, wide = (mixture(dimension=d, samples=64) for d in (2, 64))
+    for name, entry in narrow.entries.items():
+        slow, fast = (e.settings(1000) for e in (wide.entries[name], entry))
+        assert slow.keys() == fast.keys()
+        for role, section in fast.items():
+            assert slow[role] == {**section, "lr": pytest.approx(0.4 * section["lr"])}
