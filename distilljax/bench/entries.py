@@ -32,6 +32,8 @@ MISSING = {
     "tsd_sr": "it restores images, and there is nothing to restore",
 }
 
+_ALONE = "without a teacher: at one step samples are left between modes"
+
 
 def settings_of(cycles: int) -> dict[str, dict[str, Any]]:
     """How roles are trained, alike for all methods."""
@@ -141,6 +143,7 @@ def _entries() -> dict[str, Entry]:
                 "target_decay": 0.0,
             },
             settings_of,
+            note=_ALONE,
         ),
         "ict": Entry(
             lambda k, n: {
@@ -150,6 +153,7 @@ def _entries() -> dict[str, Entry]:
                 "metric": half_mse,
             },
             _slow,
+            note=_ALONE,
         ),
         "ect": Entry(
             lambda k, n: {
@@ -158,6 +162,7 @@ def _entries() -> dict[str, Entry]:
                 "metric": half_mse,
             },
             _slow,
+            note=_ALONE,
         ),
         "lcm": Entry(
             lambda k, n: {"segments": 20, "guidance": 1.0, "target_decay": 0.9},
@@ -277,6 +282,8 @@ def _entries() -> dict[str, Entry]:
             },
             _matching,
             each=True,
+            note="four critic updates and the discriminator leave it 561 cycles for "
+            "four steps, and its seeds end far apart",
         ),
         "tdm": Entry(
             lambda k, n: {
