@@ -135,10 +135,7 @@ class Job:
         _make_room(folder, plain)
         found = cards.expand(config)
         teacher = None
-        if any(
-            role == "teacher" or r.init == "teacher"
-            for role, r in found.method.roles.items()
-        ):
+        if found.method.taught:
             teacher = api.load(self.folder / "seed0" / teacher_of(name))
         began = time.process_time()
         fitted = api.fit_card(found, teacher=teacher, folder=folder)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distilljax import cards, generation, methods, storage
+from distilljax import generation, methods, storage
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
@@ -27,6 +27,9 @@ from distilljax.training.export import load_params, save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
 from distilljax.training.roles import network_of
 from distilljax.training.versions import read_record
+
+if TYPE_CHECKING:
+    from distilljax import cards
 
 GRID_STEPS = {"flow_matching": 16}
 
@@ -164,7 +167,7 @@ def fit_card(
 
     Args:
       card: of `cards.load`, or expanded.
-      teacher: see `fit`; default the run that the card names, if any.
+      teacher: see `fit`; default the run that the card names, where the method has one.
       folder: see `fit`.
       hooks: see `fit`.
       progress: see `fit`.
@@ -176,8 +179,10 @@ def fit_card(
     Raises:
       ValueError: see `fit`.
     """
+    from distilljax import cards
+
     found = card if isinstance(card, cards.Experiment) else cards.expand(card)
-    if teacher is None and found.teacher:
+    if teacher is None and found.teacher and found.method.taught:
         teacher = load(found.teacher)
     return fit(
         found.method,
@@ -232,6 +237,8 @@ def load(folder: str | os.PathLike) -> Fitted:
     Raises:
       ValueError: if the folder holds no run of a card, or an unfinished one.
     """
+    from distilljax import cards
+
     folder = epath.Path(folder)
     path = folder / "config.json"
     if not path.is_file():

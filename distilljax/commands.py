@@ -25,11 +25,8 @@ def train(options: argparse.Namespace) -> int:
             config.teacher = options.teacher
     found = cards.expand(config)
     folder = epath.Path(options.out or f"runs/{epath.Path(options.config).stem}")
-    needed = found.method.roles.get("teacher")
     teacher = None
-    if needed is not None or any(
-        r.init == "teacher" for r in found.method.roles.values()
-    ):
+    if found.method.taught:
         if not found.teacher:
             raise ValueError(
                 f"method {found.method.name!r} starts from a teacher: pass --teacher="

@@ -217,6 +217,14 @@ class Method(NamedTuple):
         names = {r for phases in every for phase in phases for r in phase.trains}
         return tuple(r for r in self.roles if r in names)
 
+    @property
+    def taught(self) -> bool:
+        """Whether a role is the teacher or starts from it."""
+        return any(
+            name == "teacher" or role.init == "teacher"
+            for name, role in self.roles.items()
+        )
+
 
 def batches(phases: tuple[Phase, ...]) -> int:
     """Batches that one cycle of the phases takes from the source."""

@@ -327,3 +327,6 @@ def test_a_card_names_its_teacher(tmp_path):
     chex.assert_trees_all_equal(again.params, fitted.params)
     with pytest.raises(ValueError, match="teacher"):
         distilljax.fit_card({**student.to_dict(), "teacher": ""}, progress=False)
+    # A method without one leaves the name alone.
+    alone = cards.card("flow_matching", teacher=str(tmp_path / "none"), **common)
+    assert distilljax.fit_card(alone, progress=False).result.step == 2

@@ -75,9 +75,7 @@ def test_every_card_says_command_hardware_cost_and_result(path):
     assert ROOT / command.group(1) == path
     for word in ("Hardware: ", "Cost: ", "Expected: ", "Reproduces: "):
         assert word in text, word
-    roles = read(path)[1].method.roles
-    teacher = "teacher" in roles or any(r.init == "teacher" for r in roles.values())
-    assert ("--teacher=" in command.group(2)) == teacher
+    assert ("--teacher=" in command.group(2)) == read(path)[1].method.taught
 
 
 def test_a_card_holds_every_default_that_text_can_say():
