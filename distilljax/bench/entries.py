@@ -227,12 +227,10 @@ def _entries() -> dict[str, Entry]:
         ),
         "dmd2": Entry(
             lambda k, n: {
-                "steps": (n,),
+                **_rolled_out(n),
                 "critic_steps": 2,
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
-                "floor": 0.3,
-                "told_start": n > 1,
                 "warm_start": k // 2,
                 "warm_start_draw": TeacherTrajectory(
                     n, max(8 // n, 2), solver=DPMSolverPP2M()
@@ -242,12 +240,7 @@ def _entries() -> dict[str, Entry]:
             each=True,
         ),
         "sid": Entry(
-            lambda k, n: {
-                "steps": (n,),
-                "critic_steps": 2 if n == 1 else 4,
-                "floor": 0.3,
-                "told_start": n > 1,
-            },
+            lambda k, n: _rolled_out(n),
             _matching,
             each=True,
         ),
@@ -273,12 +266,9 @@ def _entries() -> dict[str, Entry]:
         ),
         "f_distill": Entry(
             lambda k, n: {
-                "steps": (n,),
-                "critic_steps": 2 if n == 1 else 4,
+                **_rolled_out(n),
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
-                "floor": 0.3,
-                "told_start": n > 1,
             },
             _matching,
             each=True,
@@ -336,16 +326,21 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "gdmd": Entry(
-            lambda k, n: {
-                "steps": (n,),
-                "critic_steps": 2 if n == 1 else 4,
-                "floor": 0.3,
-                "told_start": n > 1,
-            },
+            lambda k, n: _rolled_out(n),
             _matching,
             each=True,
             note="the reward is the same for all samples, so that the data are matched",
         ),
+    }
+
+
+def _rolled_out(n: int) -> dict[str, Any]:
+    """Options of distribution matching on the student's rollout of ``n`` steps."""
+    return {
+        "steps": (n,),
+        "critic_steps": 2 if n == 1 else 4,
+        "floor": 0.3,
+        "told_start": n > 1,
     }
 
 

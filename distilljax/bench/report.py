@@ -45,7 +45,6 @@ LEGEND = {
 _STEPS_OF_BAR = 100
 # What a method should reach: at so many evaluations, so many times the exact teacher.
 GOAL_NFE, GOAL = 4, 2.0
-SAME_NOISE = "from the noise that the students start from"
 
 
 class Bar:
@@ -159,6 +158,17 @@ def _value(found: Mapping[str, Any], name: str, digits: int) -> str:
     return text if entry["std"] is None else f"{text} ± {entry['std']:.{digits}f}"
 
 
+def _lines_to_meet(
+    results: Mapping[str, Any],
+) -> list[tuple[str, Mapping[str, Any], str]]:
+    """Title, numbers and remark of what methods are compared with at every NFE."""
+    lines = [(results["floor_name"], results["floor"], "the floor")]
+    if "teacher" in results:
+        remark = "from the noise that the students start from"
+        lines.append(("exact teacher", results["teacher"], remark))
+    return lines
+
+
 def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of the table over all evaluations."""
     headline = results["headline"]
@@ -166,19 +176,17 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     titles = ["method", "family", *(f"{k} NFE" for k in STEPS), "x floor at best"]
     titles += ["evaluations", "seconds", "MiB", "networks", "remark"]
     digits = dict((name, d) for name, _, d in NUMBERS)[headline]
-    lines = [
-        [results["floor_name"], "", *[_value(results["floor"], headline, digits)] * 3]
-        + ["1.0", "", "", "", "", "the floor"],
+    lines = []
+    for name, found, remark in _lines_to_meet(results):
+        cells = [_value(found, headline, digits)] * len(STEPS)
+        factor = f"{found[headline]['mean'] / floor:.1f}"
+        lines.append([name, "", *cells, factor, *[""] * 4, remark])
+    lines.append(
         ["pretrained", ""]
         + [_value(results["pretrained"][str(k)], headline, digits) for k in STEPS]
         + [""] * 5
-        + ["the start of all students, sampled alike"],
-    ]
-    if "teacher" in results:
-        teacher = results["teacher"]
-        factor = f"{teacher[headline]['mean'] / floor:.1f}"
-        cells = [_value(teacher, headline, digits)] * 3
-        lines.insert(1, ["exact teacher", "", *cells, factor, *[""] * 4, SAME_NOISE])
+        + ["the start of all students, sampled alike"]
+    )
     for row in ranked(results):
         if "error" in row:
             lines.append([row["name"], row["family"], *[""] * 8, row["error"]])
@@ -227,8 +235,7 @@ def details(results: Mapping[str, Any], nfe: int) -> tuple[list[str], list[list[
     ]
     lines = []
     for name, found in [
-        (results["floor_name"], first),
-        *([("exact teacher", results["teacher"])] if "teacher" in results else []),
+        *((title, values) for title, values, _ in _lines_to_meet(results)),
         ("pretrained", results["pretrained"][key]),
         *((r["name"], r["by_nfe"][key]) for r in rows),
     ]:

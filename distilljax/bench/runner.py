@@ -13,6 +13,7 @@ The folder:
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import time
@@ -160,24 +161,34 @@ class _Bench:
 
     def _floor(self) -> dict[str, Any]:
         """What the best samples that there can be score."""
-        rows = []
-        for seed in range(max(len(self.seeds), self.suite.floor_draws)):
-            x = self.suite.floor(self.start, seed)
-            if seed in self.seeds:
-                self._save(f"{FLOOR}_seed{seed}", x)
-            rows.append(self.suite.judge.statistics(x))
-        return {"name": self.suite.floor_name, "by_nfe": _over_seeds(rows)}
+        sets = max(len(self.seeds), self.suite.floor_draws)
+        draw = functools.partial(self.suite.floor, self.start)
+        return {
+            "name": self.suite.floor_name,
+            "by_nfe": self._judged_sets(FLOOR, draw, range(sets)),
+        }
 
     def _teacher(self) -> dict[str, Any]:
         """The exact teacher on the noise that all students are sampled from."""
-        assert self.suite.teacher is not None
-        count, shape = self.suite.judge.count, self.suite.sample_shape
+        suite, teacher = self.suite, self.suite.teacher
+        assert teacher is not None
+
+        def draw(seed: int) -> np.ndarray:
+            return teacher(sampling_noise(seed, suite.judge.count, suite.sample_shape))
+
+        return {"name": TEACHER, "by_nfe": self._judged_sets(TEACHER, draw, self.seeds)}
+
+    def _judged_sets(
+        self, name: str, draw: Callable[[int], np.ndarray], seeds: Sequence[int]
+    ) -> dict[str, Any]:
+        """Sets of samples, compared; those of the bench's seeds are written."""
         rows = []
-        for seed in self.seeds:
-            x = self.suite.teacher(sampling_noise(seed, count, shape))
-            self._save(f"{TEACHER}_seed{seed}", x)
+        for seed in seeds:
+            x = draw(seed)
+            if seed in self.seeds:
+                self._save(f"{name}_seed{seed}", x)
             rows.append(self.suite.judge.statistics(x))
-        return {"name": TEACHER, "by_nfe": _over_seeds(rows)}
+        return _over_seeds(rows)
 
     def _pretrained(self) -> dict[str, Any]:
         network = self.suite.backbone

@@ -122,7 +122,9 @@ def told_field(
     return field
 
 
-def rolled_out(rollout: Rollout, told_start: bool) -> tuple[dict[str, Any], Any]:
+def rolled_out(
+    rollout: Rollout, told_start: bool
+) -> tuple[dict[str, Any], frozenset[str]]:
     """Draws of a student's samples ``x``, and what the fake score needs.
 
     Args:

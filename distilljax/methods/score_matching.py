@@ -269,6 +269,7 @@ def f_distill(
     def match(ctx: Context) -> Out:
         p, x = path_of(ctx, path), ctx.data["x"]
         x_t, t, _ = noised(ctx, sg(x), law, p)
+        # One evaluation gives both, unless features and gap are not told alike.
         if features == "fake_score" and not told_start:
             real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)(x_t, t)
             fake, logits = judged(ctx, x_t, t, p)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -35,23 +36,19 @@ def test_only_a_told_fake_score_needs_a_second_time(name):
     assert all("second_time" not in told.roles[r].needs for r in ("student", "teacher"))
 
 
-def law_after(net, grid):
-    """Means and variances of the student's samples at every exit of two steps.
+def laws_of(teacher, grid):
+    """Laws of the student's samples at every exit of its steps.
 
     The denoiser of a Gaussian is affine, so that its samples are Gaussian.
     """
-
-    def denoise(x, t):
-        return x - t * net.apply({}, x, jnp.full(len(x), t))
-
+    denoise = teacher.denoised(LINEAR)
     mean, variance = jnp.zeros(2), jnp.ones(2)
     out = []
-    for t, s in zip(grid, (*grid[1:], None), strict=True):
+    for t, s in itertools.zip_longest(grid, grid[1:], fillvalue=0.0):
         ends = denoise(jnp.stack([mean, mean + 1.0]), t)
-        clean, spread = ends[0], variance * (ends[1] - ends[0]) ** 2
-        out.append((clean, spread))
-        if s is not None:
-            mean, variance = (1 - s) * clean, (1 - s) ** 2 * spread + s**2
+        std = jnp.sqrt(variance) * jnp.abs(ends[1] - ends[0])
+        out.append(oracles.Gaussian(ends[0], std))
+        mean, variance = (1 - s) * ends[0], ((1 - s) * std) ** 2 + s**2
     return out
 
 
@@ -69,19 +66,12 @@ def test_a_told_fake_score_rests_at_the_score_of_every_step(method):
     """And not at that of another step, which it would be told by the wrong time."""
     wrong = oracles.Gaussian(jnp.asarray([0.7, -0.3]), jnp.asarray([0.3, 1.2]))
     net = oracles.network(wrong, LINEAR)
-    first, second = law_after(net, (1.0, 0.5))
+    first, second = (g.velocity(LINEAR) for g in laws_of(wrong, (1.0, 0.5)))
 
     def largest(turned):
         def apply(p, x, t, cond=None, s=None, **_):
-            te = t[:, None]
             at_first = (s[:, None] > 0.75) != turned
-            mean, variance = (
-                jnp.where(at_first, a, b) for a, b in zip(first, second, strict=True)
-            )
-            spread = (1 - te) ** 2 * variance + te**2
-            # E[eps | x_t] - E[x0 | x_t]
-            residual = (x - (1 - te) * mean) / spread
-            velocity = te * residual - mean - (1 - te) * variance * residual
+            velocity = jnp.where(at_first, first(x, t), second(x, t))
             return velocity + p["a"] * x + p["b"]
 
         tilted = dataclasses.replace(
