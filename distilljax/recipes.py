@@ -58,8 +58,12 @@ def _players(
         for role in ("student", "target"):
             if role in roles:
                 built[role] = {**network, **own}
+    # Critics that are told where a sample was made from; see `methods.dmd2`.
+    told = {n: {"second_time": True} for n in roles if "second_time" in roles[n].needs}
+    if "fake_score" in told:
+        built["fake_score"] = {**network, **told["fake_score"]}
     if "discriminator" in roles:
-        built["discriminator"] = {"name": "head"}
+        built["discriminator"] = {"name": "head", **told.get("discriminator", {})}
     if "log_weight" in roles:
         built["log_weight"] = {"name": "log_weight"}
     if roles["student"].network == "policy":

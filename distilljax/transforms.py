@@ -6,6 +6,7 @@ Warm-up is no transform: it scales only a part of the tangent, see `losses.euler
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -94,15 +95,42 @@ def adaptive_l2(c: Correction, p: float = 1.0, eps: float = 1e-2) -> Correction:
     return scale(c, sg((squared + eps) ** -p))
 
 
+def error_size(
+    x: Array, reference: Array, axes: tuple[int, ...], floor: float | None = None
+) -> Array:
+    """``max(mean |x - reference|, floor)`` over axes, which are kept; a constant.
+
+    The normaliser of DMD. A mean over few elements is often near 0, and the quotient
+    then of any size: the chance of a mean below ``e`` falls like ``e^n``, and so does
+    the need of a floor. On the bench's mixtures 0.3 halves the distance of one step
+    under SiD in 2 dimensions (3.9 and 2.1), while in 64 nothing between 1e-5 and 0.3
+    matters.
+
+    Args:
+      x: samples.
+      reference: the real denoiser's prediction, shape of ``x``.
+      axes: the axes of a sample, of ``n`` elements.
+      floor: smallest size; None for ``1.2 / n^2``, at least 1e-5 (the clip of the
+        public SiD and rCM codes), which is that of 347 elements and more.
+
+    Returns:
+      The size, at least float32.
+    """
+    if floor is None:
+        floor = max(1.2 / math.prod(x.shape[a] for a in axes) ** 2, 1e-5)
+    error = _wide(jnp.abs(sg(x) - sg(reference)))
+    return jnp.maximum(jnp.mean(error, axis=axes, keepdims=True), floor)
+
+
 def normalize_by_error(
-    c: Correction, *, reference: Array, floor: float = 1e-5
+    c: Correction, *, reference: Array, floor: float | None = None
 ) -> Correction:
     """Direction over ``mean |output - reference|`` per sample (DMD's normaliser).
 
     Args:
       c: correction of a sample.
       reference: the real denoiser's prediction after guidance, shape of the output.
-      floor: smallest divisor.
+      floor: smallest divisor, see `error_size`.
 
     Returns:
       The rescaled correction; zero where the quotient is not finite.
@@ -111,8 +139,7 @@ def normalize_by_error(
       Yin et al., One-step Diffusion with Distribution Matching Distillation, 2023,
         arXiv:2311.18828, eq. 8.
     """
-    error = _wide(jnp.abs(sg(c.output) - sg(reference)))
-    size = jnp.maximum(jnp.mean(error, axis=_axes(c), keepdims=True), floor)
+    size = error_size(c.output, reference, _axes(c), floor)
     return c._replace(direction=jnp.nan_to_num(c.direction / size, posinf=0, neginf=0))
 
 

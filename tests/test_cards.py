@@ -181,6 +181,27 @@ def test_a_card_gives_a_student_that_is_told_scales_its_input():
         assert ("guidance" in found.networks[role].capabilities) == on
 
 
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("dmd2", "told_start"),
+        ("f_distill", "told_start"),
+        ("gdmd", "told_start"),
+        ("ladd", "told_start"),
+        ("sid", "told_start"),
+        ("tdm", "told_end"),
+    ],
+)
+def test_a_card_gives_critics_that_are_told_a_time_their_input(name, option):
+    for on in (False, True):
+        found = cards.expand(recipes.digits_card(name, {option: on}))
+        told = {
+            n for n, net in found.networks.items() if "second_time" in net.capabilities
+        }
+        critics = set(found.method.roles) & {"fake_score", "discriminator"}
+        assert told == (critics if on else set())
+
+
 def test_the_section_of_a_role_that_an_option_took_out_says_nothing():
     config = cards.load(ROOT / "configs" / "digits" / "dmd2.py")
     assert config.discriminator.betas[0] == 0.5

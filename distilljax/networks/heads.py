@@ -38,6 +38,7 @@ class Head(nnx.Module):
       width: of its hidden layers.
       layers: hidden layers after the first projection.
       frequencies: of the time embedding.
+      second_time: whether it is told a second time.
       num_classes: see `ConditionEmbedding`.
       cond_features: see `ConditionEmbedding`.
       rngs: initialisation keys.
@@ -50,6 +51,7 @@ class Head(nnx.Module):
         width: int,
         layers: int,
         frequencies: Frequencies,
+        second_time: bool,
         num_classes: int | None,
         cond_features: int | None,
         rngs: nnx.Rngs,
@@ -67,18 +69,29 @@ class Head(nnx.Module):
             setattr(self, f"layer_{i}", nnx.Linear(width, width, rngs=rngs))
         self.outward = nnx.Linear(width, 1, rngs=rngs)
         self.layers = layers
+        if second_time:
+            self.told = TimeEmbedding(width, frequencies, rngs=rngs)
 
-    def __call__(self, features: Any, t: Array, cond: Array | None = None) -> Array:
+    def __call__(
+        self,
+        features: Any,
+        t: Array,
+        cond: Array | None = None,
+        s: Array | None = None,
+    ) -> Array:
         """Logits ``[B]``.
 
         Args:
           features: arrays ``[B, ..., d]``; axes in between are averaged over.
           t: time ``[B]``.
           cond: see `ConditionEmbedding`.
+          s: the second time ``[B]``, of a head that is told one.
         """
         flat = [_pooled(leaf) for leaf in jax.tree.leaves(features)]
         h = self.inward(jnp.concatenate([layer_norm(leaf) for leaf in flat], -1))
         h = h + self.time(t, h.dtype) + self.condition(cond)
+        if s is not None:
+            h = h + self.told(s, h.dtype)
         for i in range(self.layers):
             h = getattr(self, f"layer_{i}")(jax.nn.leaky_relu(h, 0.2))
         return self.outward(jax.nn.leaky_relu(h, 0.2))[:, 0]
@@ -98,6 +111,7 @@ def head(
     width: int = 128,
     layers: int = 1,
     frequencies: Frequencies = Frequencies(),
+    second_time: bool = False,
     dtype: Any = None,
     name: str = "head",
 ) -> Network:
@@ -128,13 +142,16 @@ def head(
       width: of its hidden layers.
       layers: hidden layers after the first projection.
       frequencies: of the time embedding.
+      second_time: whether it is told a second time, that from which a sample was made
+        (``told_start`` of `methods.ladd` and `methods.dmd2`).
       dtype: compute dtype, see `functionalize`.
       name: how errors call it.
 
     Returns:
-      A network without path whose function ``logits(features, t, cond)`` gives ``[B]``
-      or ``[B, positions of all taps]`` in float32; ``t`` is a time over the path's
-      ``t_max``. Of a dict of conditions it sees the vector.
+      A network without path whose function ``logits(features, t, cond, s)`` gives
+      ``[B]`` or ``[B, positions of all taps]`` in float32; ``t`` and the second time
+      ``s``, if it has one, are times over the path's ``t_max``. Of a dict of conditions
+      it sees the vector.
 
     Raises:
       ValueError: on an unknown kind, or taps that the kind does not fit.
@@ -161,6 +178,7 @@ def head(
         "width": width,
         "layers": layers,
         "frequencies": Frequencies(*frequencies),
+        "second_time": second_time,
         "num_classes": num_classes,
         "cond_features": cond_features,
     }
@@ -175,14 +193,29 @@ def head(
 
     init, call, _ = pure(build, name=name)
 
-    def logits(params: Any, features: Any, t: Any, cond: Any = None) -> Array:
-        t = times_over(jax.tree.leaves(features)[0], t, None)
+    def logits(
+        params: Any, features: Any, t: Any, cond: Any = None, s: Any = None
+    ) -> Array:
+        if second_time != (s is not None):
+            raise ValueError(
+                f"network {name!r} has a second time and was called without s"
+                if second_time
+                else f"network {name!r} has no second time; call it without s"
+            )
+        first = jax.tree.leaves(features)[0]
+        t = times_over(first, t, None)
+        s = None if s is None else times_over(first, s, None)
         cond = vector_of(cond, num_classes, cond_features)
         params, features, cond = cast((params, features, cond), dtype)
-        return widen(call(params, features, t, cond))
+        return widen(call(params, features, t, cond, s))
 
     return Network(
-        name, None, init, functions={"logits": logits}, num_classes=num_classes
+        name,
+        None,
+        init,
+        capabilities=frozenset({"jvp", *(("second_time",) if second_time else ())}),
+        functions={"logits": logits},
+        num_classes=num_classes,
     )
 
 

@@ -141,6 +141,7 @@ class PatchHeads(nnx.Module):
       projected: whether the heads see `mixed` taps.
       product: whether the condition enters by an inner product instead of a sum.
       frequencies: of the time embedding.
+      second_time: whether they are told a second time.
       num_classes: see `ConditionEmbedding`.
       cond_features: see `ConditionEmbedding`.
       rngs: initialisation keys.
@@ -155,6 +156,7 @@ class PatchHeads(nnx.Module):
         projected: bool,
         product: bool,
         frequencies: Frequencies,
+        second_time: bool,
         num_classes: int | None,
         cond_features: int | None,
         rngs: nnx.Rngs,
@@ -180,23 +182,34 @@ class PatchHeads(nnx.Module):
                 size, len(shape) - 2, width=width, layers=layers, rngs=rngs
             )
             setattr(self, f"head_{i}", made)
+        if second_time:
+            self.told = TimeEmbedding(width, frequencies, rngs=rngs)
         self.count, self.width = len(shapes), width
         self.projected = projected
         self.product = product and (num_classes, cond_features) != (None, None)
 
-    def __call__(self, features: Any, t: Array, cond: Array | None = None) -> Array:
+    def __call__(
+        self,
+        features: Any,
+        t: Array,
+        cond: Array | None = None,
+        s: Array | None = None,
+    ) -> Array:
         """Logits ``[B, n]``, every position of every tap.
 
         Args:
           features: arrays ``[B, ..., d]``.
           t: time ``[B]``.
           cond: see `ConditionEmbedding`.
+          s: the second time ``[B]``, of heads that are told one.
         """
         taps = jax.tree.leaves(features)
         if self.projected:
             taps = mixed(taps, self.width)
         condition = self.condition(cond)
         added, product = self.time(t, taps[0].dtype), None
+        if s is not None:
+            added = added + self.told(s, added.dtype)
         if self.product:
             product = jnp.broadcast_to(condition, added.shape)
         else:

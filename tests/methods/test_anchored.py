@@ -166,8 +166,10 @@ def test_hops_are_taken_every_third_cycle():
     assert bool(jnp.all(play(de_cm(every=1), step=1).values()["hop"] > 0))
 
 
-def test_a_hop_is_the_dual_end_correction_from_the_start():
-    found = play(de_cm(law=Uniform(), every=1), step=10_000)
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_hop_is_the_dual_end_correction_from_the_start(normalized):
+    changed = {} if normalized else {"tangent": None}
+    found = play(de_cm(law=Uniform(), every=1, **changed), step=10_000)
     ctx = found.context().of("hop")
     r = jnp.full(16, 0.95)
     end = 0.95 * ctx.times("end", Uniform(), LINEAR)
@@ -180,6 +182,9 @@ def test_a_hop_is_the_dual_end_correction_from_the_start():
         losses.lagrangian(f, field, x_r, r, end),
     )
     direction = start.direction + 0.5 * stop.direction
+    if normalized:
+        size = jnp.linalg.norm(direction, axis=-1, keepdims=True)
+        direction = direction / (size + 0.1)
     wanted = jnp.mean(direction**2, -1)
     exact.allclose(found.values()["hop"], wanted, 1e-6)
 

@@ -81,7 +81,7 @@ def test_diff_instruct_is_matching_without_the_normaliser():
     law = central(0.02)
     found = play(diff_instruct(law=law))
     ctx = found.context()
-    c = match_scores(ctx.of("match"), law, None, 1.0)
+    c = match_scores(ctx.of("match"), law, None, 1.0, floor=0.0)
     own = ctx.of("match")
     x, t = ctx.data["x"], own.times("t", law)
     x_t = LINEAR.noise(x, own.normal("eps", x), t)

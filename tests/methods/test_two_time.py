@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import oracles, paths, transforms
+from distilljax import oracles, paths
 from distilljax.methods import ayf_emd, ayf_lmd, shortcut
 from distilljax.times import Pair
 from tests import exact
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 LINEAR = paths.linear()
 JUMPS = Pair(diagonal=0.0)
 AYF = {"ayf_emd": (ayf_emd, "eulerian"), "ayf_lmd": (ayf_lmd, "lagrangian")}
-PLAIN = {"ayf_emd": {"warmup": 1.0, "tangent": None}, "ayf_lmd": {}}
+PLAIN = {"ayf_emd": {"warmup": 1.0, "tangent": None}, "ayf_lmd": {"tangent": None}}
 
 
 def bound(found, role):
@@ -172,7 +172,7 @@ def test_ayf_emd_to_the_data_has_the_tangent_of_consistency():
 
 def test_the_target_of_ayf_lmd():
     """``v(f, s) + (t - s) dF/ds`` with the teacher at the student's own point."""
-    found = play(ayf_lmd(law=JUMPS))
+    found = play(ayf_lmd(law=JUMPS, tangent=None))
     x_t, t, s, u, net = outputs(found, "ayf_lmd", JUMPS)
     end = x_t + (s - t)[:, None] * u
     v = bound(found, "teacher").apply(end, s, found.data["cond"])
@@ -233,6 +233,5 @@ def test_the_registered_ayf_lmd_is_that_of_the_documents():
 
 
 def test_a_normalised_tangent_of_ayf_lmd_is_shorter_than_one():
-    method = ayf_lmd(tangent=transforms.normalize_tangent)
-    values = play(method).values()["lagrangian"]
+    values = play(ayf_lmd()).values()["lagrangian"]
     assert bool(jnp.all((values > 0) & (values < 0.25)))

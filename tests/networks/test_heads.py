@@ -51,6 +51,25 @@ def test_logits_depend_on_features_time_and_class(head):
     )
 
 
+@pytest.mark.parametrize("kind", ["pooled", "patches"])
+def test_a_told_head_depends_on_its_second_time(kind):
+    told = networks.head(features(), kind=kind, width=8, second_time=True)
+    plain = networks.head(features(), kind=kind, width=8)
+    assert "second_time" in told.capabilities
+    assert "second_time" not in plain.capabilities
+    params, t = filled(told), jnp.linspace(0.1, 0.9, B)
+    out = logits(told, params, features(), t, None, jnp.full(B, 0.5))
+    other = logits(told, params, features(), t, None, jnp.full(B, 1.0))
+    assert (jnp.abs(out - other).reshape(B, -1).max(1) > 1e-5).all()
+    key = jax.random.key(0)
+    own, shared = (dict(jax.eval_shape(n.init, key)) for n in (told, plain))
+    assert set(own) - set(shared) == {"told"}
+    with pytest.raises(ValueError, match="has a second time and was called without s"):
+        logits(told, params, features(), t)
+    with pytest.raises(ValueError, match="has no second time"):
+        logits(plain, filled(plain), features(), t, None, t)
+
+
 def test_scale_of_the_features_does_not_matter(head):
     params = filled(head)
     scaled = jax.tree.map(lambda a: 100.0 * a + 3.0, features())
