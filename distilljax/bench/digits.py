@@ -33,11 +33,12 @@ MISSING = {
 }
 ONE_STEP = ("diff_instruct", "dmd", "f_distill", "pi_flow", "progressive")
 _NOTE = "its card trains it for one step"
+_MATCHED = {"critic_steps": 2, "steps": (1, 2, 4), "told_start": True}
 # Options of methods without a card; others would run under their defaults.
 _OWN: dict[str, dict[str, Any]] = {
     "cm_cd": {"segments": 18, "grid": "EvenGrid()"},
-    "sid": {"critic_steps": 2, "steps": (1, 2, 4)},
-    "gdmd": {"critic_steps": 2, "steps": (1, 2, 4)},
+    "sid": {**_MATCHED, "floor": 0.05},
+    "gdmd": {**_MATCHED, "floor": 0.05, "grid": "AngleGrid(0.758)"},
 }
 _CYCLES = 1000
 # Options that count cycles, and attributes of schedules that do.

@@ -3,7 +3,6 @@
 import pytest
 
 from distilljax.bench import report
-from distilljax.bench.pictures import front
 
 
 def number(mean, std=0.0):
@@ -90,11 +89,6 @@ def test_a_table_of_markdown_is_one():
     (title,) = first
     at = lines.index(title)
     assert all(line.count("|") == title.count("|") for line in lines[at : at + 7])
-
-
-def test_the_front_is_what_nothing_beats():
-    points = [(3.0, 1.0), (1.0, 5.0), (2.0, 6.0), (2.0, 2.0), (4.0, 1.0)]
-    assert front(points) == [(1.0, 5.0), (2.0, 2.0), (3.0, 1.0)]
 
 
 def test_progress_is_a_line_now_and_then(capsys):
