@@ -2,8 +2,9 @@
 
     distilljax train --config=configs/digits/ladd.py --teacher=runs/digits/teacher
 
-Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 154 s on 2 shared cores.
-Expected: Frechet distance PENDING
+Hardware: 2 CPU cores. Cost: 1000 cycles of 130, 124 s on 2 shared cores.
+Expected: Frechet distance 2.17, 2.28, 3.07 (one seed) times the teacher's at 1, 2, 4
+steps, accuracy at least 0.998, recall at least 0.63.
 Reproduces: no paper's row. With a discriminator that is not told the step it grows
 worse with the number of steps: 2.34, 3.50, 8.65.
 """
