@@ -176,7 +176,7 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "facm": Entry(
-            lambda k, n: {"law": ArctanNormal(0.0, 1.6), "warmup": Ramp(k // 6)},
+            lambda k, n: {"law": ArctanNormal(0.0, 1.6), "warmup": Ramp(k // 2)},
             settings_of,
         ),
         "de_cm": Entry(
