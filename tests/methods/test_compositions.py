@@ -152,7 +152,7 @@ def test_the_gap_of_two_gaussians_is_its_closed_form():
         fake_score=oracles.network(fake, LINEAR),
     )
     ctx = found.context()
-    c = match_scores(ctx.of("match"), Point(0.3), None, 1.0)
+    c = match_scores(ctx.of("match"), Point(0.3), None, 1.0, floor=0.0)
     alpha, sigma = 0.7, 0.3
     gap = (real.mean - fake.mean) * sigma**2 / ((alpha * spread) ** 2 + sigma**2)
     x = ctx.data["x"]
