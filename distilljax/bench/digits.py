@@ -24,6 +24,7 @@ from distilljax.data import digits as digits_source
 from distilljax.judge import TEACHER_NFE, Judge
 from distilljax.method import Method
 from distilljax.methods import CATALOGUE
+from distilljax.methods.parts import BELOW_NOISE
 from distilljax.quickstart import CONFIGS
 
 MISSING = {
@@ -33,12 +34,18 @@ MISSING = {
 }
 ONE_STEP = ("diff_instruct", "dmd", "f_distill", "pi_flow", "progressive")
 _NOTE = "its card trains it for one step"
-_MATCHED = {"critic_steps": 2, "steps": (1, 2, 4), "told_start": True}
+_MATCHED = {
+    "critic_steps": 2,
+    "steps": (1, 2, 4),
+    "grid": repr(BELOW_NOISE),
+    "told_start": True,
+    "floor": 0.05,
+}
 # Options of methods without a card; others would run under their defaults.
 _OWN: dict[str, dict[str, Any]] = {
     "cm_cd": {"segments": 18, "grid": "EvenGrid()"},
-    "sid": {**_MATCHED, "floor": 0.05},
-    "gdmd": {**_MATCHED, "floor": 0.05, "grid": "AngleGrid(0.758)"},
+    "sid": _MATCHED,
+    "gdmd": _MATCHED,
 }
 # Options of cards that the bench changes. Under their ramps, a fifth of the run, some
 # seeds do not recover from the end of it: here all of three do.

@@ -93,8 +93,13 @@ def _label(axis: Any, named: list[tuple[str, tuple[float, float], str]]) -> None
     """
     low, high = np.log(axis.get_ylim())
     heights = [float((np.log(p[1]) - low) / (high - low)) for _, p, _ in named]
-    line = {"arrowstyle": "-", "lw": 0.5, "alpha": 0.5, "shrinkB": 2}
-    line["relpos"] = (0.0, 0.5)
+    line = {
+        "arrowstyle": "-",
+        "lw": 0.5,
+        "alpha": 0.5,
+        "shrinkB": 2,
+        "relpos": (0.0, 0.5),
+    }
     for (name, point, colour), height in zip(
         named, spread(heights, 0.034), strict=True
     ):

@@ -307,12 +307,7 @@ class Denoised:
         shares = self.shares or (1.0 / self.steps,) * self.steps
         edges = jnp.cumsum(jnp.asarray(shares))[:-1]
         step = jnp.sum(ctx.uniform("step")[:, None] >= edges, axis=1)
-        t = looked_up(times, step)
-        x0 = ctx.data[self.of]
-        x_t = path.noise(x0, ctx.normal("eps", x0), t)
-        f = ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)
-        x = f(x_t, t, 0.0)
-        return {"x0": x, "t": t} if self.timed else x
+        return _jumped(self, ctx, path, looked_up(times, step))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,12 +330,16 @@ class Jump:
 
     def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
-        t = ctx.times("t", self.law, path)
-        x0 = ctx.data[self.of]
-        x_t = path.noise(x0, ctx.normal("eps", x0), t)
-        f = ctx.nets[self.role].flow_map(ctx.told, path=path, two_time=False)
-        x = f(x_t, t, 0.0)
-        return {"x0": x, "t": t} if self.timed else x
+        return _jumped(self, ctx, path, ctx.times("t", self.law, path))
+
+
+def _jumped(draw: Denoised | Jump, ctx: Context, path: Path, t: Array) -> Any:
+    """The prediction of the data from data noised to ``t``, with ``t`` if asked."""
+    x0 = ctx.data[draw.of]
+    x_t = path.noise(x0, ctx.normal("eps", x0), t)
+    f = ctx.nets[draw.role].flow_map(ctx.told, path=path, two_time=False)
+    x = f(x_t, t, 0.0)
+    return {"x0": x, "t": t} if draw.timed else x
 
 
 @dataclasses.dataclass(frozen=True)
