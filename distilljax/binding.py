@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -40,9 +41,7 @@ Array = jax.Array
 Params = Any
 Condition = Any
 
-CAPABILITIES = frozenset(
-    {"jvp", "taps", "second_time", "null", "guidance", "cache", "blocks", "dropout"}
-)
+CAPABILITIES = frozenset({"jvp", "taps", "second_time", "null", "guidance", "dropout"})
 
 # Roles that judge the student carry one name more in profiles, see `scope`.
 CRITICS = frozenset({"fake_score", "discriminator"})
@@ -165,7 +164,8 @@ class Bound:
       role: name of the role.
       network: its network.
       params: its parameters.
-      key: dropout key, None for evaluation mode.
+      key: dropout key, None for evaluation mode. The trainer gives one to every role
+        that trains and whose network has dropout, see `distilljax.context.Context.of`.
     """
 
     role: str
@@ -195,8 +195,22 @@ class Bound:
         return self.network.prediction
 
     def rng(self, key: Array | None) -> Bound:
-        """The same role with a dropout key; pass one key to both passes of a target."""
+        """The same role with another dropout key, or with None in evaluation mode."""
         return dataclasses.replace(self, key=key)
+
+    def like(self, other: Bound) -> Bound:
+        """The same role with the dropout of another: one key drops the same units.
+
+        A target network that stands for the student at another point shares its masks
+        (Song et al. 2023); in evaluation mode, or without dropout, nothing changes.
+        """
+        return self.rng(other.key if "dropout" in self.network.capabilities else None)
+
+    def turn(self, index: int | Array) -> Bound:
+        """The same role with the dropout of one of several passes in a row."""
+        if self.key is None:
+            return self
+        return self.rng(jax.random.fold_in(self.key, index))
 
     def detached(self) -> Bound:
         """The same role with parameters that get no gradient; inputs still do."""
@@ -249,6 +263,14 @@ class Bound:
                 )
             )
         function = functools.partial(self.network.functions[name], **kwargs)
+        if self.key is not None:
+            if "rng" not in inspect.signature(function).parameters:
+                raise ValueError(
+                    f"role {self.role!r}: network {self.network.name!r} declares "
+                    f"'dropout', and its function {name!r} takes no rng=, so that its "
+                    "dropout would never run; let it take rng=, or do not declare it"
+                )
+            function = functools.partial(function, rng=self.key)
         run = untyped(function, *args)
         with scope(self.role):
             return run(self.params, *args)
@@ -438,3 +460,7 @@ class Nets:
 
     def __iter__(self):
         return iter(self._bound)
+
+    def items(self):
+        """Pairs of names and bound roles."""
+        return self._bound.items()

@@ -61,10 +61,23 @@ class Context:
     used: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     def of(self, owner: str, data: Mapping[str, Any] | None = None) -> Context:
-        """The context of a term or draw: own names, optionally other data."""
+        """The context of a term or draw: own names, optionally other data.
+
+        Roles in training mode get a dropout key of their own, which every pass of the
+        term through them shares: both passes of a jvp, and those at two points of one
+        trajectory.
+        """
+        root = fold_name(self.root, owner)
+        nets = {
+            role: net
+            if net.key is None
+            else net.rng(fold_name(root, f"dropout/{role}"))
+            for role, net in self.nets.items()
+        }
         return dataclasses.replace(
             self,
-            root=fold_name(self.root, owner),
+            nets=Nets(nets),
+            root=root,
             owner=owner,
             used=set(),
             data=self.data if data is None else data,

@@ -107,8 +107,9 @@ class Role(NamedTuple):
       init: ``teacher``, ``student``, another role, ``random`` or ``given`` (parameters
         that the user passes, as a teacher's).
       follow: how its parameters follow another role.
-      derive: ``(params by role, step) -> params``, a frozen dataclass; the role then
-        owns no parameters and gradients flow to the roles that it reads.
+      derive: ``(params by role, step) -> params``, a frozen dataclass whose ``reads``
+        names the roles that it takes; the role then owns no parameters and gradients
+        flow to those.
       needs: capabilities its network must have.
     """
 

@@ -13,7 +13,9 @@ from distilljax.paths import Path
 from distilljax.times import EvenGrid, Grid, Law
 
 if TYPE_CHECKING:
+    from distilljax.binding import Bound
     from distilljax.context import Context
+    from distilljax.flow_maps import FlowMap
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -113,9 +115,11 @@ class Rollout:
         x, t = run(ctx, path)
         return {"x0": x, "t": t + ctx.zeros()} if self.timed else x
 
-    def _maps(self, ctx: Context, path: Path, cond: Any) -> tuple[Any, Any]:
-        """The student's map with and without gradient."""
-        student = ctx.nets[self.role]
+    def _maps(
+        self, ctx: Context, path: Path, cond: Any, step: int | Array
+    ) -> tuple[Any, Any]:
+        """The student's map at a step, with and without gradient."""
+        student = ctx.nets[self.role].turn(step)
         live, frozen = (
             net.flow_map(cond, path=path, two_time=self.two_time)
             for net in (student, student.detached())
@@ -123,7 +127,6 @@ class Rollout:
         return live, frozen
 
     def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
-        live, frozen = self._maps(ctx, path, ctx.told)
         cases = self._cases(path)
         deepest = max(k for _, k in cases)
         # Schedules are padded so that one table of times serves every case.
@@ -138,6 +141,7 @@ class Rollout:
             index, t, s, eps = step
 
             def moved(x: Array) -> Array:
+                frozen = self._maps(ctx, path, ctx.told, index)[1]
                 return path.noise(sg(frozen(x, t, 0.0)), eps, s)
 
             return jax.lax.cond(index < leave, moved, lambda x: x, x), None
@@ -146,6 +150,7 @@ class Rollout:
             # One network in the program, however deep the rollout.
             steps = (jnp.arange(deepest), times[:-1], times[1:], jnp.stack(noises))
             x, _ = jax.lax.scan(advance, x, steps)
+        live, _ = self._maps(ctx, path, ctx.told, leave)
         return live(sg(x), times[leave], 0.0), times[leave]
 
     def _split(self, ctx: Context, path: Path) -> tuple[Array, Array]:
@@ -184,14 +189,14 @@ class Rollout:
                 break
             x = rows[:, stay:].reshape((-1,) + x.shape[1:])
             cond = jax.tree.map(lambda c, a=start: grouped(c, a), ctx.told)
-            _, frozen = self._maps(ctx, path, cond)
+            _, frozen = self._maps(ctx, path, cond, i)
             clean = sg(frozen(x, at(i, start), 0.0))
             x = path.noise(clean, ctx.normal(f"renoise{i}", x), at(i + 1, start))
         states = jnp.concatenate(left, axis=1)
         states = states.reshape((ctx.batch_size,) + states.shape[2:])
         exits = jnp.asarray([times[k] for times, k in slots], jnp.float32)
         exits = jnp.tile(exits, ctx.batch_size // group)
-        live, _ = self._maps(ctx, path, ctx.told)
+        live, _ = self._maps(ctx, path, ctx.told, slots[-1][1] + 1)
         return live(sg(states), exits, 0.0), exits
 
 
@@ -246,10 +251,10 @@ class OdeRollout:
         """
         path = ctx.nets[self.role].path if self.path is None else self.path
         student = ctx.nets[self.role]
-        live, frozen = (
-            net.flow_map(ctx.told, path=path, two_time=False)
-            for net in (student, student.detached())
-        )
+
+        def jump(net: Bound) -> FlowMap:
+            return net.flow_map(ctx.told, path=path, two_time=False)
+
         rows = [self.grid(n, path) for n in self.steps]
         cases = [(row, k) for row in rows for k in range(len(row) - 1)]
         deepest = max(k for _, k in cases)
@@ -260,13 +265,14 @@ class OdeRollout:
         leave = looked_up(jnp.asarray([k for _, k in cases]), case)
         x = path.start(ctx.normal("start"), t=times[:, 0])
         for i in range(deepest):
+            frozen = jump(student.detached().turn(i))
             moved = sg(frozen(x, times[:, i], times[:, i + 1]))
             x = jnp.where((i < leave).reshape((-1,) + (1,) * (x.ndim - 1)), moved, x)
         steps = jnp.asarray([row[k : k + 2] for row, k in cases], jnp.float32)
         t, s = jnp.moveaxis(looked_up(steps, case), 1, 0)
         if self.random_end:
             s = s + 0.9 * ctx.uniform("end") * (t - s)
-        x0 = live(sg(x), t, 0.0)
+        x0 = jump(student.turn(deepest))(sg(x), t, 0.0)
         return {"x0": x0, "x_s": path.jump(x0, sg(x), t, s), "t": t, "s": s}
 
 

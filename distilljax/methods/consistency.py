@@ -33,7 +33,6 @@ from distilljax.methods.parts import (
     path_of,
     per_sample_norm,
     prior_weight,
-    same_dropout,
     scale_of,
     telling,
 )
@@ -124,8 +123,8 @@ def cm_cd(
         field = ctx.nets.teacher.guided(ctx.data, guidance, kind=kind, path=p)
         x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=kind)
         f, f_target = (
-            ctx.nets[role].flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
-            for role in ("student", "target")
+            net.flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
+            for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
         c = losses.consistency(f, f_target, x_t, t, x_tau, tau, boundary)
         return losses.regress(c, metric)
@@ -204,7 +203,7 @@ def lcm(
         x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=teacher.kind)
         f, f_target = (
             net.flow_map(ctx.told, path=p, two_time=False)
-            for net in same_dropout(ctx, ctx.nets.student, ctx.nets.target)
+            for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
         c = losses.consistency(f, f_target, x_t, t, x_tau, tau)
         return losses.regress(c, metric)

@@ -28,7 +28,7 @@ from distilljax.methods.curricula import (
     SegmentDecay,
     Shrink,
 )
-from distilljax.methods.parts import path_of, same_dropout
+from distilljax.methods.parts import path_of
 from distilljax.metrics import (
     Metric,
     PseudoHuberVector,
@@ -150,7 +150,7 @@ def shared_noise(
         other = student.detached() if target is None else ctx.nets[target]
         f, f_target = (
             net.flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
-            for net in same_dropout(ctx, student, other)
+            for net in (student, other.like(student))
         )
         x_t, x_tau = (p.noise(x0, eps, time) for time in (found.t, found.tau))
         c = losses.consistency(f, f_target, x_t, found.t, x_tau, found.tau, boundary)

@@ -195,14 +195,6 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     return jax.tree.map(pick, cond, null), drop
 
 
-def same_dropout(ctx: Context, *nets: Bound) -> tuple[Bound, ...]:
-    """Networks with one dropout key; unchanged if the first has no dropout."""
-    if "dropout" not in nets[0].network.capabilities:
-        return nets
-    key = ctx.key("dropout")
-    return tuple(net.rng(key) for net in nets)
-
-
 def fit_score(
     role: str, sample: str, law: Law, path: Path | None, weight: Schedule = 1.0
 ) -> Term:

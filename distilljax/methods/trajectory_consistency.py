@@ -147,8 +147,8 @@ class Ends:
         x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
         x_u = jax.lax.fori_loop(0, hops, advance, x_t)
         f, outer = (
-            ctx.nets[role].flow_map(ctx.cond, path=way, two_time=True)
-            for role in ("student", "target")
+            net.flow_map(ctx.cond, path=way, two_time=True)
+            for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
         return {
             "estimate": outer(f(x_t, t, s), s, 0.0),

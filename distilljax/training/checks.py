@@ -112,6 +112,35 @@ def check_batch(setup: Setup, first: Mapping[str, Any]) -> None:
             f"{np.shape(x0)[3:]}"
         )
     _check_labels(setup, first.get("cond"))
+    _check_dropout(setup, first.get("cond"))
+
+
+def _check_dropout(setup: Setup, cond: Any) -> None:
+    """Refuses networks that declare dropout and compute the same without its key."""
+    shape = (1, *setup.sample_shape)
+    x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (1,)))
+    one = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((1, *np.shape(leaf)[3:]), leaf.dtype), cond
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    seen = set()
+    for role in sorted(setup.with_dropout):
+        network = setup.networks[role]
+        if network.apply is None or network.name in seen:
+            continue
+        seen.add(network.name)
+
+        def train(rng, params, x, t, cond, apply=network.apply):
+            return apply(params, x, t, cond, rng=rng)
+
+        params = jax.eval_shape(network.init, key)
+        traced = jax.make_jaxpr(train)(key, params, x, t, one).jaxpr
+        if not any(traced.invars[0] is v for eqn in traced.eqns for v in eqn.invars):
+            raise ValueError(
+                f"role {role!r}: network {network.name!r} declares 'dropout', and its "
+                "apply never reads rng, so that it would train without dropout; pass "
+                "rng= on to the layers that drop, or do not declare it"
+            )
 
 
 def _check_labels(setup: Setup, cond: Any) -> None:

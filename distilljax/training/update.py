@@ -97,9 +97,10 @@ class Update:
         trees = all_params(
             self.setup, {**self.resting, **params}, self.frozen, self.step
         )
-        networks = self.setup.networks
+        networks, dropped = self.setup.networks, self.setup.with_dropout
         bound = {
-            name: Bound(name, networks[name], tree) for name, tree in trees.items()
+            name: Bound(name, networks[name], tree, key if name in dropped else None)
+            for name, tree in trees.items()
         }
         ctx = Context(
             nets=Nets(bound),
