@@ -1,0 +1,1 @@
+"""rCM and SANA-Sprint."""

@@ -1,0 +1,1 @@
+"""Maps between times: MeanFlow, shortcut, AYF, FACM; reflow, progressive."""
