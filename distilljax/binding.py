@@ -402,7 +402,7 @@ class Bound:
         *,
         path: Path | None = None,
         two_time: bool | None = None,
-        boundary: float = 0.0,
+        boundary: float | None = 0.0,
     ) -> AffineFlowMap:
         """The network as a flow map ``f = a x + b F`` on any path.
 
@@ -410,7 +410,7 @@ class Bound:
           cond: condition pytree.
           path: path of the states and times; default the network's.
           two_time: whether the network is told the end time; default: if it can be.
-          boundary: see `AffineFlowMap`.
+          boundary: see `AffineFlowMap`; None is `Path.boundary`, consistency models'.
 
         Returns:
           The flow map. For a network without a second time it is the jump along its
@@ -418,6 +418,7 @@ class Bound:
         """
         on = self.path if path is None else path
         kind = flow_output(on)
+        boundary = on.boundary if boundary is None else boundary
         if two_time is None:
             two_time = "second_time" in self.network.capabilities
         if two_time:
