@@ -166,8 +166,7 @@ def backbone(
     def apply(params, x, t, cond=None, s=None, *, taps=False, rng=None):
         h = jnp.tanh(see(x, t, cond, s) @ params["W1"] + params["b1"])
         if rng is not None:
-            assert drops and mask is not None
-            h = h * mask
+            h = h * (mask if drops else None)
         out = sign * (h @ params["W2"] + params["b2"]).reshape(x.shape)
         return (out, (h,)) if taps else out
 
