@@ -83,6 +83,12 @@ class AffineFlowMap:
         """``(a, b)`` for expanded times; see `coefficients`."""
         if not self.boundary:
             return coefficients(self.path, self.kind, t, s)
+        if not (self.path.exploding and self.kind is F):
+            raise ValueError(
+                f"boundary={self.boundary} is that of consistency models on EDM; this "
+                f"map of {self.kind.name!r} on {self.path} is the identity at 0 "
+                "already: leave boundary out"
+            )
         sd, shifted = self.path.sigma_d, t - self.boundary
         skip = sd**2 / (shifted**2 + sd**2)
         # F on EDM is minus EDM's raw output, hence the sign of c_out.

@@ -437,15 +437,19 @@ class PathGrid:
       solved: whether an ODE is solved on it. A student's ``n`` steps end at 0 from the
         ``n`` upper ones of ``n + 1`` levels, ``80, 2.5, 0`` in two steps; a solver's
         are EDM's own, `KarrasGrid`, whose last step starts at ``sigma_min``.
+      floor: whether the steps of a student end at ``sigma_min`` instead of 0.
     """
 
     solved: bool = False
+    floor: bool = False
 
     def _of(self, path: Path) -> GrowingGrid:
         if not path.exploding:
             return EvenGrid()
         ends = path.t_min, path.t_max
-        return KarrasGrid(*ends) if self.solved else KarrasPoints(*ends, end=0.0)
+        if self.solved:
+            return KarrasGrid(*ends)
+        return KarrasPoints(*ends, end=None if self.floor else 0.0)
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         return self._of(path)(steps, path)
@@ -516,6 +520,17 @@ class Switch:
 
     def __call__(self, step: Array) -> Array:
         return jnp.where(step < self.at, self.before, self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimum:
+    """The smaller of two schedules; ``Minimum(0.99, Ramp(10))`` stops short of 1."""
+
+    a: Schedule
+    b: Schedule
+
+    def __call__(self, step: Array) -> Array:
+        return jnp.minimum(value_at(self.a, step), value_at(self.b, step))
 
 
 @dataclasses.dataclass(frozen=True)
