@@ -86,7 +86,8 @@ class OnFlow:
       guidance: scale ``w``; without a teacher the null velocity is the student's own.
       interval: times at which guidance is on.
       max_norm: see `fields.guide`.
-      mirrored: see `instantaneous`.
+      mirrored: where the student's own velocity is asked, see `instantaneous`; None
+        asks a network with one time at that time.
       outside: see `facm`.
     """
 
@@ -96,7 +97,7 @@ class OnFlow:
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
     max_norm: float | None = None
-    mirrored: bool = False
+    mirrored: bool | None = False
     outside: bool = True
 
     def __call__(self, ctx: Context) -> dict[str, Array]:
@@ -129,6 +130,8 @@ class OnFlow:
             if self.outside and self.interval is not None:
                 low, high = self.interval
                 away = chosen((t >= low) & (t <= high), null, ctx.cond)
+            if self.mirrored is None:
+                return student.velocity(away, path=self.path)(x, t)
             return instantaneous(student, away, self.path, self.mirrored)(x, t)
 
         return fields.guided(
@@ -202,6 +205,7 @@ def facm(
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = (0.0, 0.875),
     outside: bool = True,
+    mirrored_null: bool = False,
     anchor_weight: Schedule = 1.0,
     relaxation: float | None = 0.5,
     limit: float = 1.0,
@@ -231,6 +235,9 @@ def facm(
         from the student's own at the other times, from the conditional one instead of
         the null one: the release swaps the labels there. False takes the velocity of
         the data. A teacher's is its conditional one either way.
+      mirrored_null: whether, without a teacher, a ``mirrored`` network is asked for the
+        null velocity at ``-t``, where it keeps it. The release asks at ``t``, where the
+        network holds the mean velocity to the data.
       anchor_weight: weight of the anchor; the number 0 leaves it out.
       relaxation: power in ``a``; None for ``a = 1``.
       limit: largest element of the gap ``u* - u``.
@@ -253,7 +260,7 @@ def facm(
         teacher,
         guidance,
         guidance_interval,
-        mirrored=mirrored,
+        mirrored=(True if mirrored_null else None) if mirrored else False,
         outside=outside,
     )
     short = shortcut(
