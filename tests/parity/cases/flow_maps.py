@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax import methods, paths, times
+from distilljax import methods, paths
 from distilljax.methods import weights
 from distilljax.paths import Path
 from distilljax.times import KarrasPoints, Minimum, Ramp
@@ -38,7 +39,7 @@ def mean_flow(v: Vector) -> dict[str, Run]:
 
 
 def mean_flow_laws(v: Vector) -> dict[str, Any]:
-    law = times.Pair()
+    law = inspect.signature(methods.mean_flow).parameters["law"].default
     path = law_path(v.meta["laws"]["t"])
     t, s = law(jax.random.key(0), (100_000,), path)
     return {"t": np.asarray(t), "s_off": np.asarray(s[s < t])}
