@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, generation
+from distilljax import editing, generation, storage
 from distilljax.api import Fitted, load, save_samples
 from distilljax.errors import unknown
 from distilljax.method import Method
@@ -299,10 +299,10 @@ def read_images(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"no images at {path}: write x [N, H, W, C] (and label [N], mask) into an "
             ".npz file with np.savez"
         )
-    with np.load(path) as found:
-        if "x" not in found:
-            raise ValueError(f"{path} must hold 'x', it has {sorted(found.files)}")
-        return {name: found[name] for name in ("x", "label", "mask") if name in found}
+    found = storage.load_arrays(path, ("x", "label", "mask"))
+    if "x" not in found:
+        raise ValueError(f"{path} must hold 'x', it has {sorted(found) or 'neither'}")
+    return found
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -316,9 +316,9 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(
             f"no mask at {path}: write one with np.save, not 0 in the hole"
         )
-    found = np.load(path)
-    if isinstance(found, np.ndarray):
-        return found
+    found = storage.load_arrays(path)
+    if path.suffix == ".npy":
+        return np.asarray(found[path.stem])
     if "mask" not in found:
-        raise ValueError(f"{path} must hold 'mask', it has {sorted(found.files)}")
+        raise ValueError(f"{path} must hold 'mask', it has {sorted(found)}")
     return found["mask"]
