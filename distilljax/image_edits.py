@@ -209,9 +209,11 @@ def _times(
         end, top = (float(path.angle(jnp.asarray(t))) for t in (path.t_max, first))
     if noise is not None:
         if not 0.0 < math.atan(noise) <= top:
+            # The angle of pure noise is a right one up to rounding.
+            ends = top > math.pi / 2.0 - 1e-6
+            levels = "be positive" if ends else f"lie in (0, {math.tan(top):.3g}]"
             raise ValueError(
-                f"noise must lie in (0, {math.tan(top):.3g}], the levels of the "
-                f"student, got {noise}"
+                f"noise must {levels}, a level of the student's, got {noise}"
             )
         top = math.atan(noise)
     if strength is not None:

@@ -236,9 +236,12 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     """Returns decreasing times as floats.
 
     Raises:
-      ValueError: with fewer than two times, or times that do not decrease.
+      ValueError: with fewer than two times, times that do not decrease, are not finite
+        or lie beyond the data's.
     """
     out = tuple(float(t) for t in times)
+    if not all(math.isfinite(t) for t in out) or (out and min(out) < 0.0):
+        raise ValueError(f"times must be finite and not below 0 (the data), got {out}")
     if len(out) < 2:
         raise ValueError(f"times must hold a start and an end, got {out}: 0 steps")
     if any(a <= b for a, b in zip(out[:-1], out[1:], strict=True)):
