@@ -87,11 +87,17 @@ def guarded(
     Returns:
       ``(params, opt, whether they are new)``.
     """
-    fine = sound & _finite(*step(grads, opt, params, factor))
+
+    def taken(grads, opt, params, factor):
+        new = step(grads, opt, params, factor)
+        # A narrow leaf whose gradient was added up in float32 stays narrow.
+        return jax.tree.map(lambda x, y: x.astype(y.dtype), new, (params, opt))
+
+    fine = sound & _finite(*taken(grads, opt, params, factor))
     params, opt = jax.lax.cond(
         fine,
-        step,
-        # Donated arrays pass through; with where, old and new ones are held and copied.
+        taken,
+        # Donated arrays pass through; where would hold and copy old and new ones.
         lambda grads, opt, params, factor: (params, opt),
         grads,
         opt,

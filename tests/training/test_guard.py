@@ -1,13 +1,16 @@
 """Updates that are not finite change nothing, wherever the numbers are lost."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from distilljax import paths
 from distilljax.binding import Network
-from distilljax.method import Method, Phase, Role, Term, check
+from distilljax.method import Method, Out, Phase, Role, Term, check
 from distilljax.training import build_cycle, create_state, make_setup
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import run_cycle
@@ -16,11 +19,8 @@ from tests.training import small
 SIZE = 8
 
 
-def linear(width=4, unused=jnp.float16):
-    """A linear network with a leaf that nothing uses.
-
-    Adam divides its zero gradient by ``0 + eps``, and 1e-8 is zero in float16.
-    """
+def linear(width=4, unused=jnp.float32):
+    """A linear network with a leaf that nothing uses."""
 
     def init(key):
         w = 0.1 * jax.random.normal(key, (width + 1, width))
@@ -42,8 +42,6 @@ def counting(**phase):
     """Flow matching that counts its updates in memory."""
 
     def loss(ctx):
-        from distilljax.method import Out
-
         out = small.velocity_error("student")(ctx)
         return Out(out, memory={"count": ctx.memory["count"] + 1})
 
@@ -75,10 +73,20 @@ WAYS = {
 }
 
 
+def losing(setup):
+    """The same programs under an optimizer that loses the leaf without gradient."""
+
+    def lose(updates, params):
+        return {**updates, "unused": jnp.nan * updates["unused"]}
+
+    lost = optax.chain(setup.optimizers["student"], optax.stateless(lose))
+    return dataclasses.replace(setup, optimizers={"student": lost})
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_an_update_that_an_optimizer_loses_changes_nothing(way):
     phase, accumulate = WAYS[way]
-    setup = built(counting(**phase), default={"accumulate": accumulate})
+    setup = losing(built(counting(**phase), default={"accumulate": accumulate}))
     state, repeat = create_state(setup), phase.get("repeat", 1)
     before = jax.device_get((state.params, state.opt, state.memory))
     cycle = build_cycle(setup, setup.method.phases)
@@ -87,32 +95,45 @@ def test_an_update_that_an_optimizer_loses_changes_nothing(way):
     jax.tree.map(np.testing.assert_array_equal, before, after)
     assert np.isfinite(metrics["grad_norm/student"])
     assert int(metrics["skipped/student"]) == int(metrics["skipped_in_a_row"]) == repeat
-    # The same with an optimizer that loses nothing.
-    setup = built(
-        counting(**phase), default={"accumulate": accumulate, "optimizer": "sgd"}
-    )
-    state, metrics = build_cycle(setup, setup.method.phases)(
-        create_state(setup), {}, batch_of(setup, repeat=repeat)
-    )
-    assert int(metrics["skipped/student"]) == 0
-    assert int(state.memory["count"]) == repeat * accumulate
-    assert not np.array_equal(before[0]["student"]["w"], state.params["student"]["w"])
+
+
+def test_a_leaf_without_gradient_in_a_narrow_dtype():
+    """Adam's eps is zero in float16, and so is the root of the second moment."""
+    found = {}
+    for dtype in (jnp.float16, jnp.float32):
+        setup = built(counting(), linear(unused=dtype))
+        state = create_state(setup)
+        start = np.asarray(state.params["student"]["w"])
+        state, metrics = build_cycle(setup, setup.method.phases)(
+            state, {}, batch_of(setup)
+        )
+        assert state.params["student"]["unused"].tolist() == [1.0, 1.0, 1.0]
+        moved = not np.array_equal(start, state.params["student"]["w"])
+        found[dtype] = (
+            int(metrics["skipped/student"]),
+            int(state.memory["count"]),
+            moved,
+        )
+    assert found == {jnp.float16: (1, 0, False), jnp.float32: (0, 1, True)}
 
 
 def test_seeds_of_one_program_are_guarded_apart():
-    setup = built(small.regression(), linear(unused=jnp.float32))
+    setup = built(small.regression(), linear())
     state = create_state(setup)
     both = jax.tree.map(lambda x: jnp.stack([x, x]), (state.params, state.opt))
     x0 = batch_of(setup)["x0"]
 
     def one(params, opt, x0):
         new, metrics = run_cycle(
-            setup, setup.method.phases, state._replace(params=params, opt=opt), {}, x0
+            setup,
+            setup.method.phases,
+            state._replace(params=params, opt=opt),
+            {},
+            {"x0": x0},
         )
         return new.params, metrics["skipped/student"]
 
-    data = {"x0": np.stack([x0, np.nan * x0])}
-    params, skipped = jax.jit(jax.vmap(one))(*both, data)
+    params, skipped = jax.jit(jax.vmap(one))(*both, np.stack([x0, np.nan * x0]))
     assert skipped.tolist() == [0, 1]
     start = state.params["student"]["w"]
     assert not np.array_equal(params["student"]["w"][0], start)
@@ -124,7 +145,7 @@ def test_parameters_and_moments_are_replaced_where_they_are(repeat):
     width = 256
     setup = built(
         small.regression(repeat=repeat),
-        linear(width, jnp.float32),
+        linear(width),
         width=width,
         student={"clip": 1.0},
     )
