@@ -345,11 +345,15 @@ def why_skipped(
         )
     if arrays:
         found.append(f"arrays {_few(arrays)} (start from others)")
+    made = (
+        "what the optimizer made of finite gradients (its eps may vanish in the dtype "
+        "of a parameter: hold it in float32, or raise eps)"
+    )
     safe = "" if arrays else "Parameters, optimizers, averages and memory are finite. "
     return (
-        f"cycle {step}: {setup.config.max_skipped} updates in a row had gradients that "
-        f"are not finite and were skipped (by role, of the whole run: {roles}). Not "
-        f"finite now: {'; '.join(found) or 'nothing'}. Lower the learning rate, clip, "
+        f"cycle {step}: {setup.config.max_skipped} updates in a row were not "
+        f"finite and were skipped (by role, of the whole run: {roles}). Not finite "
+        f"now: {'; '.join(found) or made}. Lower the learning rate, clip, "
         f"or raise max_skipped. {safe}Checkpoints are intact: the same call continues "
         "from the newest"
     )
