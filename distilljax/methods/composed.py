@@ -82,10 +82,10 @@ def rcm(
     scm's student phase runs (a stage); afterwards a cycle is ``critic_steps`` updates
     of the fake score and one of the student.
 
-    Defaults are those of the released Wan 1.3B recipe (NVlabs/rcm), but for its guidance
-    of 5, which wants a null condition. Its backward simulation draws its times at
-    random: it starts at ``t_max``, every later time of a sample is the smaller of its
-    predecessor and a draw of ``dmd_law``, and the number of steps is uniform. Its
+    Defaults are those of the released Wan 1.3B recipe (NVlabs/rcm), but for its
+    guidance of 5, which wants a null condition. Its backward simulation draws its times
+    at random: it starts at ``t_max``, every later time of a sample is the smaller of
+    its predecessor and a draw of ``dmd_law``, and the number of steps is uniform. Its
     warm-up scales the ``x_t`` part of the tangent alone (``state_only`` of `scm`); with
     ``scm_options={"state_only": False}`` it scales the jvp too, as the paper's sCM. Its
     losses are sums over the elements without 1/2, ``2 D`` times these means, which
@@ -97,8 +97,8 @@ def rcm(
       dmd_weight: weight of the distribution-matching term.
       warmup: cycles of tangent warm-up.
       law: times of scm, ``log tan t ~ N(0.7, 1.6^2)``.
-      dmd_law: times of the gap, of the critic and of the backward simulation; by default
-        ``tan t = 5 u / (1 - u)``, shift 5 of rectified flow's time.
+      dmd_law: times of the gap, of the critic and of the backward simulation; by
+        default ``tan t = 5 u / (1 - u)``, shift 5 of rectified flow's time.
       guidance: scale ``w`` of the teacher, in both; 5 in the release.
       steps: numbers of steps of the backward simulation. At drawn times only the
         largest matters.
