@@ -81,10 +81,15 @@ class Rollout:
       role: the role that is rolled out.
       timed: whether the result is ``{"x0", "t"}`` with the times ``[B]`` from which the
         samples were made, for a fake score that is told them.
+      law: draws the start times per sample in place of the grid's (rCM's released
+        code): the first is ``t_max``, each later one the smaller of its predecessor
+        and a draw of the law. The number of steps made is then uniform in ``1 ..
+        max(steps)``. It takes no ``slots``.
 
     References:
       Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867,
         section 4.4.
+      Zheng et al., rCM, 2025, arXiv:2510.08431.
     """
 
     steps: tuple[int, ...] = (1,)
@@ -94,8 +99,14 @@ class Rollout:
     slots: tuple[int, ...] | None = None
     role: str = "student"
     timed: bool = False
+    law: Law | None = None
 
     def __post_init__(self):
+        if self.law is not None and self.slots is not None:
+            raise ValueError(
+                "a rollout at the drawn times of a law takes no slots, got slots="
+                f"{self.slots}; leave one of law and slots out"
+            )
         cases = sum(self.steps)
         if self.slots is not None and (
             len(self.slots) != cases or min(self.slots) < 0 or sum(self.slots) < 1
@@ -127,14 +138,28 @@ class Rollout:
         )
         return live, frozen
 
-    def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+    def _scheduled(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+        """``(start times [steps] or [steps, B], exit step)`` of a drawn case."""
+        if self.law is not None:
+            deepest = max(self.steps) - 1
+            leave = ctx.choice("case", deepest + 1)
+            times = [ctx.zeros() + path.t_max]
+            for i in range(deepest):
+                drawn = ctx.times(f"simulation{i + 1}", self.law, path)
+                times.append(jnp.minimum(times[-1], drawn))
+            return jnp.stack(times), leave
         cases = self._cases(path)
         deepest = max(k for _, k in cases)
         # Schedules are padded so that one table of times serves every case.
         rows = [row + row[-1:] * (deepest + 1 - len(row)) for row, _ in cases]
         case = ctx.choice("case", len(cases))
         times = jnp.asarray(rows, jnp.float32)[case]
-        leave = jnp.asarray([k for _, k in cases])[case]
+        return times, jnp.asarray([k for _, k in cases])[case]
+
+    def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+        times, leave = self._scheduled(ctx, path)
+        deepest = len(times) - 1
+        noises = [ctx.normal(f"renoise{i}") for i in range(deepest)]
         x = path.start(ctx.normal("start"), t=times[0])
 
         def advance(x: Array, step: tuple[Array, ...]) -> tuple[Array, None]:
@@ -148,8 +173,7 @@ class Rollout:
 
         if deepest:
             # One network in the program, however deep the rollout.
-            noises = jnp.stack([ctx.normal(f"renoise{i}") for i in range(deepest)])
-            steps = (jnp.arange(deepest), times[:-1], times[1:], noises)
+            steps = (jnp.arange(deepest), times[:-1], times[1:], jnp.stack(noises))
             x, _ = jax.lax.scan(advance, x, steps)
         live, _ = self._maps(ctx, path, ctx.told, leave)
         return live(sg(x), times[leave], 0.0), times[leave]
