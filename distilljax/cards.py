@@ -304,11 +304,13 @@ class Outline(NamedTuple):
       sample_shape: shape of one ``x0``.
       num_classes: of the labels, or None.
       cond_features: of embeddings as conditions, or None.
+      augment_features: numbers that tell an augmentation beside the condition, or None.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int | None
     cond_features: int | None = None
+    augment_features: int | None = None
 
 
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
@@ -317,7 +319,13 @@ def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     section: dict[str, Any] = dict(plain["source"])
     if "sample_shape" in section:
         shape = tuple(section["sample_shape"])
-        return Outline(shape, section.get("num_classes"), section.get("cond_features"))
+        changes = specs.resolve(section.get("augment"))
+        return Outline(
+            shape,
+            section.get("num_classes"),
+            section.get("cond_features"),
+            None if changes is None else changes.features,
+        )
     source = _make("source", section, SOURCES)
     features = getattr(source, "cond_features", None)
     return Outline(tuple(source.sample_shape), source.num_classes, features)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax import (
+    data,
     draws,
     losses,
     metrics,
@@ -82,6 +83,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             *("StoredTrajectory", "TeacherTrajectory"),
         )
     },
+    "Augmentation": data.Augmentation,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

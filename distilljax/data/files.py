@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.sources import Source, arrays
 
@@ -66,6 +67,7 @@ def npz(
     num_classes: int | None = None,
     images: bool | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
 ) -> Source:
     """Samples ``x0`` and, if it is there, ``cond`` of numpy's files.
 
@@ -79,6 +81,7 @@ def npz(
       num_classes: see `arrays`.
       images: see `arrays`; False for latents.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
 
     Returns:
       The source, with the fields ``x0``, and ``cond``, ``eps``, ``y`` and ``weight``
@@ -105,4 +108,4 @@ def npz(
         )
     rest = {name: found[name] for name in _FIELDS if name in found}
     source = arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)

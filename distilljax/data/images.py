@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.sources import Sample, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -232,6 +233,7 @@ def image_folder(
     sample_shape: tuple[int, int, int],
     num_classes: int | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
     read_threads: int = 0,
 ) -> Source:
     """Images ``path/<class>/<file>``, or ``path/<file>`` without labels.
@@ -247,6 +249,7 @@ def image_folder(
       num_classes: number of class folders; a card says it, so that programs can be
         built without the data.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
       read_threads: threads that decode; 0 takes one a processor.
 
     Returns:
@@ -293,7 +296,7 @@ def image_folder(
         f"image_folder {path}",
         read_threads,
     )
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)
 
 
 def _hidden(name: str) -> bool:

@@ -199,9 +199,7 @@ def _around(setup: Setup, key: Array, params: Mapping[str, Params]) -> TrainStat
     return TrainState(
         params=copy(dict(params)),
         opt={r: setup.optimizers[r].init(params[r]) for r in method.trained},
-        ema={
-            r: copy(params[r]) for r in method.trained if config.role(r).ema is not None
-        },
+        ema={r: copy(params[r]) for r in method.trained if config.role(r).averaged},
         memory=jax.tree.map(jnp.asarray, memory),
         step=zero,
         counters={r: {"skipped": zero, "in_a_row": zero} for r in method.trained},
