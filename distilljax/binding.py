@@ -118,6 +118,40 @@ class Network:
             )
 
 
+def joint(network: Network) -> Network:
+    """A network that predicts ``x0`` and ``eps`` side by side, as one that predicts v.
+
+    Progressive Distillation's third parameterisation (Salimans and Ho 2022, section 4;
+    ``both`` in the code) reconciles the two outputs as ``sigma^2 x0 + alpha (x_t -
+    sigma eps)``, which is the clean sample of ``v = alpha eps - sigma x0``.
+
+    Args:
+      network: its output has twice the channels of the state, ``concatenate([x0, eps],
+        -1)``, both in units of standard deviation 1; its own ``prediction`` is not
+        read.
+    """
+    path, apply = network.path, network.apply
+    if path is None or apply is None:
+        raise ValueError(f"network {network.name!r} predicts nothing: no path or apply")
+    sigma_d = path.sigma_d
+
+    def velocity(params, x, t, cond=None, s=None, *, taps=False, rng=None):
+        random = {} if rng is None else {"rng": rng}
+        found = apply(params, x, t, cond, s, taps=taps, **random)
+        both, *rest = found if taps else (found,)
+        if both.shape != (*x.shape[:-1], 2 * x.shape[-1]):
+            raise ValueError(
+                f"network {network.name!r} must predict x0 and eps, {x.shape[:-1]} + "
+                f"({2 * x.shape[-1]},), got {both.shape}"
+            )
+        clean, eps = jnp.split(both, 2, axis=-1)
+        u = expand(t, x)
+        out = path.alpha(u) * eps / sigma_d - path.sigma(u) * clean
+        return (out, *rest) if taps else out
+
+    return dataclasses.replace(network, apply=velocity, prediction="v")
+
+
 def told(cond: Condition, scale: Array | None) -> Condition:
     """The condition of a student that is told its guidance scale.
 
@@ -417,7 +451,7 @@ class Bound:
         *,
         path: Path | None = None,
         two_time: bool | None = None,
-        boundary: float = 0.0,
+        boundary: float | None = 0.0,
     ) -> AffineFlowMap:
         """The network as a flow map ``f = a x + b F`` on any path.
 
@@ -425,7 +459,7 @@ class Bound:
           cond: condition pytree.
           path: path of the states and times; default the network's.
           two_time: whether the network is told the end time; default: if it can be.
-          boundary: see `AffineFlowMap`.
+          boundary: see `AffineFlowMap`; None is `Path.boundary`, consistency models'.
 
         Returns:
           The flow map. For a network without a second time it is the jump along its
@@ -433,6 +467,7 @@ class Bound:
         """
         on = self.path if path is None else path
         kind = flow_output(on)
+        boundary = on.boundary if boundary is None else boundary
         if two_time is None:
             two_time = "second_time" in self.network.capabilities
         if two_time:

@@ -29,7 +29,7 @@ from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
 from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
-from distilljax.times import EvenGrid, Grid
+from distilljax.times import Grid, PathGrid
 from distilljax.training.lock import Lock
 
 Array = jax.Array
@@ -210,7 +210,7 @@ def teacher_sampler(
     *,
     solver: Solver = Heun(),
     guidance: float = 1.0,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(solved=True),
 ) -> Sampler:
     """A teacher's ODE sampler with a given number of network evaluations.
 
@@ -242,7 +242,7 @@ def teacher_inverter(
     *,
     solver: Solver = FireFlow(),
     guidance: float = 1.0,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(solved=True),
 ) -> Sampler:
     """The way back of `teacher_sampler`; see `editing.invert`.
 
