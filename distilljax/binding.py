@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import fields
-from distilljax.axes import untyped
+from distilljax.axes import by_parts, untyped
 from distilljax.errors import unknown
 from distilljax.fields import Field
 from distilljax.flow_maps import AffineFlowMap
@@ -74,6 +74,9 @@ class Apply(Protocol):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Network:
     """A network without parameters.
+
+    The samples of a batch do not see each other, in any of its functions: on several
+    devices every part of a batch is evaluated by itself.
 
     Attributes:
       name: how errors call it.
@@ -200,12 +203,17 @@ class Bound:
       params: its parameters.
       key: dropout key, None for evaluation mode. The trainer gives one to every role
         that trains and whose network has dropout, see `distilljax.context.Context.of`.
+      rows: the parameters once more, ``[parts, ...]`` with a row for every part of the
+        batch, where their gradients are to be summed over devices later; see
+        `axes.by_parts`. A network with a dropout key is applied to the whole batch, so
+        that its masks do not depend on the number of devices.
     """
 
     role: str
     network: Network
     params: Params
     key: Array | None = None
+    rows: Params = None
 
     @property
     def path(self) -> Path:
@@ -248,7 +256,8 @@ class Bound:
 
     def detached(self) -> Bound:
         """The same role with parameters that get no gradient; inputs still do."""
-        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+        params = jax.lax.stop_gradient(self.params)
+        return dataclasses.replace(self, params=params, rows=None)
 
     def apply(
         self,
@@ -284,9 +293,8 @@ class Bound:
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
-        run = untyped(functools.partial(self.network.apply, **options), x)
-        with scope(self.role):
-            return run(self.params, x, _times(x, t), cond, s, **random)
+        function = functools.partial(self.network.apply, **options)
+        return self._run(function, x, _times(x, t), cond, s, **random)
 
     def call(self, name: str, *args, **kwargs) -> Any:
         """Another declared function of the network (``logits``, ``decode``, ...)."""
@@ -297,6 +305,7 @@ class Bound:
                 )
             )
         function = functools.partial(self.network.functions[name], **kwargs)
+        random = {}
         if self.key is not None:
             if "rng" not in inspect.signature(function).parameters:
                 raise ValueError(
@@ -304,10 +313,16 @@ class Bound:
                     f"'dropout', and its function {name!r} takes no rng=, so that its "
                     "dropout would never run; let it take rng=, or do not declare it"
                 )
-            function = functools.partial(function, rng=self.key)
-        run = untyped(function, *args)
+            random = {"rng": self.key}
+        return self._run(function, *args, **random)
+
+    def _run(self, function: Callable, *args: Any, **random: Any) -> Any:
         with scope(self.role):
-            return run(self.params, *args)
+            if self.rows is not None and not random:
+                out = by_parts(function, self.rows, *args)
+                if out is not None:
+                    return out
+            return untyped(function, *args)(self.params, *args, **random)
 
     def _require(self, capability: str) -> None:
         if capability not in self.network.capabilities:

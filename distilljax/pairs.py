@@ -28,8 +28,8 @@ from distilljax.draws import follow
 from distilljax.errors import unknown
 from distilljax.solvers import Heun, Solver
 from distilljax.times import Grid, PathGrid
-from distilljax.training.checkpoints import fingerprint
 from distilljax.training.claim import differing
+from distilljax.training.digests import fingerprint
 
 Array = jax.Array
 

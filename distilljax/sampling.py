@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from distilljax.flow_maps import FlowMap
 from distilljax.paths import Path, expand
-from distilljax.solvers import ancestral_std
+from distilljax.solvers import ancestral_std, fresh_noise
 from distilljax.times import check_times
 
 Array = jax.Array
@@ -185,8 +185,9 @@ def sample(
       times: ``steps + 1`` decreasing times, the last one the end (0 is data).
       path: path of the states; default the flow map's.
       renoise: rule of a step.
-      key: randomness of the re-noising; needed by rules with fresh noise unless the
-        only step ends on the data.
+      key: randomness of the re-noising, one key or one per sample ``[B]``, see
+        `solvers.fresh_noise`; needed by rules with fresh noise unless the only step
+        ends on the data.
       hooks: see `Hooks`.
       trajectory: also return the states after every step.
 
@@ -194,8 +195,8 @@ def sample(
       The final state in at least float32, or ``(state, states [steps, B, ...])``.
 
     Raises:
-      ValueError: on times that do not decrease, 0 steps, a missing key or path, or a
-        list of maps of the wrong length.
+      ValueError: on times that do not decrease or lie outside the path's clock, 0
+        steps, a missing key or path, or a list of maps of the wrong length.
     """
     times = check_times(tuple(times))
     steps = len(times) - 1
@@ -206,6 +207,10 @@ def sample(
     path = getattr(first, "path", None) if path is None else path
     if path is None:
         raise ValueError("path must be given: the flow map does not say its own")
+    if times[0] > path.t_max * (1.0 + 1e-6):
+        raise ValueError(
+            f"times must lie in [0, {path.t_max:g}], the path's clock, got {times}"
+        )
     # A step that ends on the data adds no noise, so none is drawn for it.
     noisy = getattr(renoise, "noisy", True)
     fresh = (steps if times[-1] > 0.0 else steps - 1) if noisy else 0
@@ -226,9 +231,7 @@ def sample(
             f = f if hooks.guide is None else hooks.guide(f, index)
             eps = jnp.zeros_like(x)
             if fresh and key is not None:
-                eps = jax.random.normal(
-                    jax.random.fold_in(key, index), x.shape, x.dtype
-                )
+                eps = fresh_noise(key, index, x)
             return renoise(f, path, x, t, s, eps)
 
         if len(maps) == 1:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax import (
+    data,
     draws,
     losses,
     metrics,
@@ -33,6 +34,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "ArctanNormal",
             "Choice",
             "EvenGrid",
+            "InClock",
             "Interval",
             "KarrasGrid",
             "KarrasLaw",
@@ -47,6 +49,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "Product",
             "Ramp",
             "Shifted",
+            "ShiftedGrid",
             "Switch",
             "TableGrid",
             "Uniform",
@@ -84,6 +87,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             *("StoredTrajectory", "TeacherTrajectory"),
         )
     },
+    "Augmentation": data.Augmentation,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path
+from distilljax.paths import Path, linear
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -150,6 +150,11 @@ class Point:
         return jnp.full(shape, self.at * path.t_max, jnp.float32)
 
 
+def shifted(u: Any, shift: float) -> Any:
+    """``k u / (1 + (k - 1) u)`` of a fraction ``u``; its inverse has ``1/k``."""
+    return shift * u / (1.0 + (shift - 1.0) * u)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shifted:
     """``k u / (1 + (k - 1) u)`` of another law's fraction ``u``; k > 1 is noisier."""
@@ -159,8 +164,28 @@ class Shifted:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
-        out = self.shift * u / (1.0 + (self.shift - 1.0) * u)
-        return _inside(out * path.t_max, path)
+        return _inside(shifted(u, self.shift) * path.t_max, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class InClock:
+    """The times of a law in the clock of another path, at the same noise angle.
+
+    ``InClock(Shifted(Uniform(), 5.0), linear())`` is ``sigma/alpha = 5 u / (1 - u)``
+    on any path, on TrigFlow ``t = arctan(5 u / (1 - u))``: rectified flow's shifted
+    time, in which a law shifted in TrigFlow's own clock would lie elsewhere.
+
+    Attributes:
+      law: the law.
+      of: path in whose clock it is drawn.
+    """
+
+    law: Law
+    of: Path = linear()
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        angle = self.of.angle(self.law(key, shape, self.of))
+        return _inside(path.time_of_angle(angle), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,9 +295,12 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     """Returns decreasing times as floats.
 
     Raises:
-      ValueError: with fewer than two times, or times that do not decrease.
+      ValueError: with fewer than two times, times that do not decrease, are not finite
+        or lie beyond the data's.
     """
     out = tuple(float(t) for t in times)
+    if not all(math.isfinite(t) for t in out) or (out and min(out) < 0.0):
+        raise ValueError(f"times must be finite and not below 0 (the data), got {out}")
     if len(out) < 2:
         raise ValueError(f"times must hold a start and an end, got {out}: 0 steps")
     if any(a <= b for a, b in zip(out[:-1], out[1:], strict=True)):
@@ -484,16 +512,54 @@ class TableGrid:
       starts: per entry the start times of all steps, in the path's clock; the end 0 is
         added. The number of steps is the length.
       other: grid for numbers of steps without an entry.
+      angles: whether the starts are noise angles ``arctan2(sigma, alpha)``, TrigFlow's
+        clock, and serve on every path.
     """
 
     starts: tuple[tuple[float, ...], ...]
     other: Grid = PathGrid()
+    angles: bool = False
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         for row in self.starts:
             if len(row) == _checked_steps(steps):
-                return check_times((*row, 0.0))
+                return check_times((*self._times(row, path), 0.0))
         return self.other(steps, path)
+
+    def _times(self, row: tuple[float, ...], path: Path) -> tuple[float, ...]:
+        if not self.angles:
+            return row
+        with jax.ensure_compile_time_eval():
+            return tuple(float(path.time_of_angle(jnp.asarray(a))) for a in row)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedGrid:
+    """Equal steps of an unshifted clock, the last one shorter or longer than the rest.
+
+    With ``u`` falling from 1 to 0 in steps of ``1 / (steps - 1 + last)`` and a last one
+    of ``last`` times that, the times are ``t_max k u / (1 + (k - 1) u)``.
+
+    Attributes:
+      shift: ``k``; 3.2 in pi-Flow's text-to-image models.
+      last: length of the last step in units of the others; 0.5 there.
+    """
+
+    shift: float = 1.0
+    last: float = 1.0
+
+    def __post_init__(self):
+        if self.shift <= 0.0 or self.last <= 0.0:
+            raise ValueError(
+                f"shift and last must be positive, got {self.shift}, {self.last}"
+            )
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = _checked_steps(steps)
+        shares = [1.0 - i / (n - 1 + self.last) for i in range(n)]
+        return check_times(
+            (*(path.t_max * shifted(u, self.shift) for u in shares), 0.0)
+        )
 
 
 def value_at(schedule: Schedule, step: Array | int) -> Array:

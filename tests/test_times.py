@@ -28,6 +28,7 @@ def draw(law, path):
         times.ArctanNormal(),
         times.Point(),
         times.Shifted(times.Uniform(), 3.0),
+        times.InClock(times.Shifted(times.Uniform(), 5.0)),
         times.Mixture(((0.5, times.Uniform()), (0.5, times.Point()))),
     ],
 )
@@ -67,6 +68,41 @@ def test_a_shift_moves_times_toward_noise():
     u, t = draw(times.Uniform(), paths.linear()), None
     t = draw(times.Shifted(times.Uniform(), 3.0), paths.linear())
     np.testing.assert_allclose(t, 3 * u / (1 + 2 * u), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_a_law_in_the_clock_of_another_path_keeps_its_noise_levels(name):
+    path, linear = PATHS[name], paths.linear()
+    law = times.Shifted(times.Uniform(0.1, 0.9), 5.0)
+    t = jnp.asarray(draw(times.InClock(law, linear), path))
+    np.testing.assert_allclose(
+        path.angle(t), linear.angle(jnp.asarray(draw(law, linear))), atol=2e-4
+    )
+
+
+def test_the_shift_of_rectified_flow_on_trigflow():
+    """``t = arctan(5 u / (1 - u))``: its median is ``arctan 5``."""
+    t = draw(times.InClock(times.Shifted(times.Uniform(), 5.0)), paths.trigflow())
+    for level in (0.25, 0.5, 0.75):
+        wanted = np.arctan(5.0 * level / (1.0 - level))
+        assert abs((t < wanted).mean() - level) < 0.02
+
+
+def test_a_shifted_grid_has_even_steps_before_the_shift():
+    grid, path = times.ShiftedGrid(3.2, 0.5), paths.trigflow()
+    found = np.asarray(grid(4, path)) / path.t_max
+    raw = found / (3.2 - 2.2 * found)
+    np.testing.assert_allclose(raw, [1.0, 5 / 7, 3 / 7, 1 / 7, 0.0], atol=1e-12)
+    assert times.ShiftedGrid()(3, path) == times.EvenGrid()(3, path)
+    with pytest.raises(ValueError, match="must be positive"):
+        times.ShiftedGrid(0.0)
+
+
+def test_a_table_of_angles_serves_every_path():
+    grid = times.TableGrid(((1.5, 1.0),), angles=True)
+    for path in PATHS.values():
+        t = jnp.asarray(grid(2, path))
+        np.testing.assert_allclose(path.angle(t), [1.5, 1.0, 0.0], atol=1e-5)
 
 
 def test_a_mixture_keeps_its_shares():

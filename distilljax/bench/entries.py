@@ -322,8 +322,10 @@ def _entries() -> dict[str, Entry]:
                 "law": LogNormal(0.0, 1.4),
                 "critic_steps": 2,
                 "dmd_law": central(0.02),
+                "grid": EvenGrid(),
                 "scm_options": {
                     "warmup": Ramp(k // 2),
+                    "state_only": False,
                     "tangent": None,
                 },
                 "dmd_options": {"critic_law": Uniform()},
@@ -333,7 +335,9 @@ def _entries() -> dict[str, Entry]:
         "sana_sprint": Entry(
             lambda k, n: {
                 "law": LogNormal(0.0, 1.4),
+                "noise_law": LogNormal(0.09, 1.0),
                 "adversarial_weight": 0.01,
+                "scm_weight": 1.0,
                 "warmup": k // 2,
                 "scm_options": {"tangent": None, "learned_weight": False},
             },

@@ -265,6 +265,7 @@ def scm(
     embed: bool = False,
     teacher: bool = True,
     warmup: Schedule = Ramp(10_000),
+    state_only: bool = False,
     tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
     learned_weight: bool = True,
     prior: bool | None = None,
@@ -289,6 +290,8 @@ def scm(
       teacher: True distils a teacher (scd); False takes the velocity of the data (sct),
         and the student still starts from a diffusion model under ``init="teacher"``.
       warmup: ratio in [0, 1] over cycles that scales the tangent beyond flow matching.
+      state_only: whether it scales the explicit derivative alone and not the jvp, as
+        rCM's released code does, see `losses.eulerian`.
       tangent: transform of the correction: `transforms.normalize_tangent` (with its
         constant and norm), `transforms.clip`, or None for the plain tangent.
       learned_weight: adds the role ``log_weight``; off is wiser on small problems,
@@ -326,7 +329,9 @@ def scm(
         cond = told(dropped(ctx, student, label_dropout)[0], ctx.data.get("guidance"))
         f = student.flow_map(cond, path=path, two_time=False)
         kappa = value_at(warmup, ctx.step)
-        c = losses.eulerian(f, v, x_t, t, warmup=kappa, derivative=derivative)
+        c = losses.eulerian(
+            f, v, x_t, t, warmup=kappa, state_only=state_only, derivative=derivative
+        )
         size = per_sample_norm(c.direction)
         c = transforms.drop_nonfinite(c)
         if tangent is not None:

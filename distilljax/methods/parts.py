@@ -338,8 +338,8 @@ def tell_apart(
       weight: weight of the term.
       value: loss of the logits of both.
       trunk: role whose features are judged, see `judged`.
-      misaligned: counts the noised data under their neighbour's condition as fake too,
-        half of the fakes; couples the samples of a batch.
+      misaligned: counts the data under their neighbour's condition as fake too, half of
+        the fakes, under noise and times of their own; couples the samples of a batch.
     """
 
     def loss(ctx: Context) -> Array:
@@ -350,7 +350,9 @@ def tell_apart(
         values = value(real, fake)
         if not misaligned or ctx.cond is None:
             return values
-        other, t_other = (untyped(_next, a)(a) for a in (x_t, t))
+        x0 = ctx.data["x0"]
+        moved = untyped(_next, x0)(x0)
+        other, t_other = shown(ctx, moved, law, p, "_misaligned", trunk)
         rolled = judged(ctx, other, t_other, p, trunk)[1]
         return 0.5 * (values + value(real, rolled))
 

@@ -85,6 +85,8 @@ class Vector:
             return head()
         if spec["kind"] == "log-weight":
             return log_weight()
+        if spec["kind"] == "policy":
+            return policy(role, spec)
         return backbone(role, spec, self.sample_shape, self.mask)
 
     def networks(self, **changes: Network) -> dict[str, Network]:
@@ -239,6 +241,36 @@ def head() -> Network:
         return jnp.tanh(1.3 * h) @ params["w"] + params["b"]
 
     return Network("head", None, lambda key: {}, functions={"logits": logits})
+
+
+def policy(role: str, spec: Mapping[str, Any]) -> Network:
+    """K one-layer networks, and the weights and the spread of their mixture."""
+    path, prediction = path_of(spec)
+    see = inputs(spec, path)
+
+    def emit(params, x, t, cond=None):
+        z, flat = see(x, t, cond, None), x.reshape(x.shape[0], -1)
+
+        def one(k):
+            h = jnp.tanh(z @ params[f"W1_{k}"] + params[f"b1_{k}"])
+            return (h @ params[f"W2_{k}"] + params[f"b2_{k}"]).reshape(x.shape)
+
+        means = jnp.stack([one(k) for k in range(spec["components"])], 1)
+        # Channels come first in the files: the posterior sums over them alone.
+        weights = jax.nn.log_softmax(flat @ params["Wl"])
+        logits = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        places = (*weights.shape, 1, *x.shape[2:])
+        log_std = flat @ params["ws"] + params["ws0"]
+        return means, log_std, jnp.broadcast_to(logits, places)
+
+    return Network(
+        role,
+        None,
+        lambda key: {},
+        path,
+        prediction,
+        functions={"policy": emit},
+    )
 
 
 def log_weight() -> Network:
