@@ -445,12 +445,17 @@ class KarrasPoints:
         n = _checked_steps(steps)
         ends = self.sigma_min, self.sigma_max, self.rho
         ratios = [_karras(i / n, *ends) for i in range(n)]
-        return check_times(_of_ratios([*ratios, self._last(path)], path))
+        last = self._last(path)
+        # The inverse of a noise level need not give the data's time to all digits.
+        end = _of_ratios([last], path) if last else (0.0,)
+        return check_times((*_of_ratios(ratios, path), *end))
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
         """See `GrowingGrid`."""
         level = _karras(index / steps, self.sigma_min, self.sigma_max, self.rho)
-        return path.time_of_ratio(jnp.where(index >= steps, self._last(path), level))
+        last = self._last(path)
+        t = path.time_of_ratio(jnp.where(index >= steps, last, level))
+        return t if last else jnp.where(index >= steps, 0.0, t)
 
 
 @dataclasses.dataclass(frozen=True)
