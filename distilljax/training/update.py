@@ -105,10 +105,16 @@ class Update:
         trees = all_params(
             self.setup, {**self.resting, **params}, self.frozen, self.step
         )
-        networks = self.setup.networks
+        networks, dropped = self.setup.networks, self.setup.with_dropout
         rows = copies.derived(self.setup, trees, rows or {}, self.step)
         bound = {
-            name: Bound(name, networks[name], tree, rows=rows.get(name))
+            name: Bound(
+                name,
+                networks[name],
+                tree,
+                key if name in dropped else None,
+                rows.get(name),
+            )
             for name, tree in trees.items()
         }
         ctx = Context(
@@ -148,12 +154,14 @@ class Update:
             memory = {**memory, name: value}
         return memory
 
-    def terms(self, rows, params, data, memory, key, repeat, counts):
+    def terms(self, params, data, memory, key, repeat, counts, rows=None):
         """Weighted means of the terms ``[terms]``, with metrics and memory.
 
-        Gradients are those with respect to the ``rows``, see `copies`.
+        Where there are ``rows``, gradients are those with respect to them, see
+        `copies`.
         """
-        params = copies.whole(self.setup, params, rows)
+        if rows is not None:
+            params = copies.whole(self.setup, params, rows)
         ctx = self.context(params, data, memory, key, repeat, rows)
         means, metrics, after = [], {}, memory
         for term in self.phase.terms:
@@ -171,18 +179,23 @@ class Update:
         metrics[f"{self.phase.name}/loss"] = jnp.sum(vector)
         return vector, (metrics, after)
 
-    def gradients(self, rows, *args):
-        """Gradients (by term if the phase merges), metrics and memory."""
+    def gradients(self, params, *args, rows=None):
+        """Gradients (by term if the phase merges), metrics and memory.
+
+        They are those with respect to the ``rows`` of `copies`, by default the
+        parameters' own.
+        """
+        rows = copies.spread(self.setup, params) if rows is None else rows
         if self.phase.merge is None:
 
             def total(rows):
-                vector, aux = self.terms(rows, *args)
+                vector, aux = self.terms(params, *args, rows)
                 return jnp.sum(vector), aux
 
             grads, aux = jax.grad(total, has_aux=True)(rows)
             return grads, *aux
         vector, pull, aux = jax.vjp(
-            lambda rows: self.terms(rows, *args), rows, has_aux=True
+            lambda rows: self.terms(params, *args, rows), rows, has_aux=True
         )
         ones = jnp.eye(len(self.phase.terms), dtype=vector.dtype)
         names = [term.name for term in self.phase.terms]
@@ -196,7 +209,7 @@ class Update:
         if self.micro == 1:
             data = {k: jax.tree.map(lambda x: x[0], v) for k, v in parts.items()}
             grads, metrics, memory = self.gradients(
-                rows, params, {**data, **whole}, memory, key, repeat, counts
+                params, {**data, **whole}, memory, key, repeat, counts, rows=rows
             )
             return self.summed(grads), metrics, memory
 
@@ -205,13 +218,13 @@ class Update:
             index, data = xs
             data = jax.tree.map(self.setup.constrain, data)
             grads, metrics, memory = self.gradients(
-                rows,
                 params,
                 {**data, **whole},
                 memory,
                 jax.random.fold_in(key, index),
                 repeat,
                 counts,
+                rows=rows,
             )
             return (jax.tree.map(jnp.add, sums, grads), memory), metrics
 
