@@ -303,8 +303,11 @@ def policy(
         assert backbone.apply is not None
         return backbone.apply(bare(params), *args, **options)
 
-    def emit(params: Any, x: Array, t: Array, cond: Any = None) -> Any:
-        out, taps = apply(params, x, t, cond, taps=True)
+    def emit(
+        params: Any, x: Array, t: Array, cond: Any = None, rng: Array | None = None
+    ) -> Any:
+        random = {} if rng is None else {"rng": rng}
+        out, taps = apply(params, x, t, cond, taps=True, **random)
         last = _last(taps)
         h = layer_norm(last.reshape(last.shape[0], -1))
         found = {k: h @ p["w"] + p["b"] for k, p in params["policy"].items()}

@@ -104,6 +104,11 @@ class LoRA:
     adapter: str
     scale: float = 1.0
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that the parameters come from."""
+        return (self.base, self.adapter)
+
     def __call__(self, params: Mapping[str, Any], step: Array) -> Any:
         """Parameters of the structure of the base."""
         flat: dict[str, Any] = traverse_util.flatten_dict(params[self.base], sep="/")

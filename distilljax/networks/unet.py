@@ -275,6 +275,7 @@ def unet(
     num_classes: int | None = None,
     cond_features: int | None = None,
     image_channels: int | None = None,
+    augment_features: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
     guidance: Frequencies | None = None,
@@ -299,6 +300,8 @@ def unet(
       num_classes: takes labels ``[B]``; the null class is one more.
       cond_features: takes embeddings ``[B, d]`` instead; zero is the null condition.
       image_channels: takes images ``[B, h, w, c]`` too, see `Conditions`.
+      augment_features: takes the numbers of an augmentation too, see `Conditions`; 9
+        for all of EDM's.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
       guidance: takes a guidance scale beside the condition (see `binding.told`):
@@ -338,6 +341,7 @@ def unet(
         "num_classes": num_classes,
         "features": cond_features,
         "image_channels": image_channels,
+        "augment_features": augment_features,
     }
     null = null_conditions(**conditions)
     return functionalize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -31,8 +32,6 @@ MENDS = {
     "second_time": "build it with a second time input (second_time=True)",
     "null": "give it a null condition (null=) and train it with condition dropout",
     "guidance": "let it take a guidance scale (guidance=(0.1, 1000.0, 128))",
-    "cache": "build it with a cache",
-    "blocks": "build it with block-level functions",
     "dropout": "let apply take rng= and list 'dropout'",
 }
 
@@ -58,6 +57,21 @@ class Setup:
     sample_shape: tuple[int, ...]
     mesh: Mesh | None = None
     batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def with_dropout(self) -> frozenset[str]:
+        """Roles in training mode: trained ones, or derived from those, with dropout."""
+        trained = set(self.method.trained)
+
+        def trains(name: str) -> bool:
+            derive = self.method.roles[name].derive
+            return not trained.isdisjoint({name, *getattr(derive, "reads", ())})
+
+        return frozenset(
+            name
+            for name, network in self.networks.items()
+            if "dropout" in network.capabilities and trains(name)
+        )
 
     @property
     def stacked(self) -> int:
