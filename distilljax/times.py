@@ -502,10 +502,13 @@ class PathGrid:
         ``n`` upper ones of ``n + 1`` levels, ``80, 2.5, 0`` in two steps; a solver's
         are EDM's own, `KarrasGrid`, whose last step starts at ``sigma_min``.
       floor: whether the steps of a student end at ``sigma_min`` instead of 0.
+      levels: on EDM the levels at which all steps but the first begin, for numbers of
+        steps for which a paper names them: ``((0.821,),)`` for two.
     """
 
     solved: bool = False
     floor: bool = False
+    levels: tuple[tuple[float, ...], ...] = ()
 
     def _of(self, path: Path) -> GrowingGrid:
         if not path.exploding:
@@ -516,10 +519,14 @@ class PathGrid:
         return KarrasPoints(*ends, end=None if self.floor else 0.0)
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        return self._of(path)(steps, path)
+        even = self._of(path)(steps, path)
+        for row in self.levels if path.exploding else ():
+            if len(row) == steps - 1:
+                return check_times((even[0], *row, even[-1]))
+        return even
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
-        """See `GrowingGrid`."""
+        """See `GrowingGrid`; without ``levels``."""
         return self._of(path).at(index, steps, path)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
 import numpy as np
 
-from distilljax import methods, paths, times
+from distilljax import methods, paths
 from distilljax.methods import weights
 from distilljax.methods.halving import jump_levels
 from distilljax.paths import Path
@@ -38,7 +39,7 @@ def mean_flow(v: Vector) -> dict[str, Run]:
 
 
 def mean_flow_laws(v: Vector) -> dict[str, Any]:
-    law = times.Pair()
+    law = inspect.signature(methods.mean_flow).parameters["law"].default
     path = law_path(v.meta["laws"]["t"])
     t, s = law(jax.random.key(0), (100_000,), path)
     return {"t": np.asarray(t), "s_off": np.asarray(s[s < t])}
