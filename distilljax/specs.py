@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax import (
+    clocks,
     draws,
     losses,
     metrics,
@@ -23,7 +24,7 @@ from distilljax import (
     transforms,
 )
 from distilljax.errors import unknown
-from distilljax.methods import consistency_training, curricula
+from distilljax.methods import consistency_training, curricula, fits
 
 _CALLS: dict[str, Callable[..., Any]] = {
     **{
@@ -50,6 +51,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
         )
     },
     **{
+        n: getattr(clocks, n)
+        for n in ("ByPath", "KarrasSteps", "KarrasUniform", "Timesteps")
+    },
+    **{
         n: getattr(sampling, n)
         for n in ("Consistency", "Deterministic", "Gamma", "HopFirst", "SDE")
     },
@@ -63,6 +68,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "trigflow",
             "vp",
             "vp_cosine",
+            "vp_scaled_linear",
         )
     },
     **{
@@ -80,6 +86,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
             *("StoredTrajectory", "TeacherTrajectory"),
         )
     },
+    "Fit": fits.Fit,
+    "MinSNR": fits.MinSNR,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

@@ -35,7 +35,8 @@ class PairLaw(Protocol):
     ) -> tuple[Array, Array]: ...
 
 
-def _inside(t: Array, path: Path) -> Array:
+def inside(t: Array, path: Path) -> Array:
+    """Times within the clock of a path."""
     return jnp.clip(t, path.t_min, path.t_max)
 
 
@@ -55,7 +56,7 @@ class Uniform:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 def central(margin: float = 0.02) -> Uniform:
@@ -72,7 +73,7 @@ class LogitNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class LogNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.time_of_angle(jnp.arctan(ratio)), path)
+        return inside(path.time_of_angle(jnp.arctan(ratio)), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class ArctanNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
+        return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Shifted:
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
         out = self.shift * u / (1.0 + (self.shift - 1.0) * u)
-        return _inside(out * path.t_max, path)
+        return inside(out * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +247,8 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     return out
 
 
-def _checked_steps(steps: int) -> int:
+def checked_steps(steps: int) -> int:
+    """A number of steps, at least 1."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps
@@ -259,7 +261,7 @@ class EvenGrid:
     start: float = 1.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         top = self.start * path.t_max
         return check_times(tuple(top * (1.0 - i / n) for i in range(n + 1)))
 
@@ -274,21 +276,30 @@ class AngleGrid:
 
     Attributes:
       start: share of the angle at ``t_max`` from which they go, in ``(0, 1]``.
+      ratio: ``sigma/alpha`` from which they go instead (SiD's ``sigma_init``).
     """
 
     start: float = 1.0
+    ratio: float | None = None
 
     def __post_init__(self):
         if not 0.0 < self.start <= 1.0:
             raise ValueError(f"start must lie in (0, 1], got {self.start}")
+        if self.ratio is not None and (self.start != 1.0 or self.ratio <= 0.0):
+            raise ValueError(
+                "ratio must be positive and stands in place of start, got "
+                f"ratio={self.ratio}, start={self.start}"
+            )
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         with jax.ensure_compile_time_eval():
             top = self.start * path.angle(jnp.asarray(path.t_max))
+            if self.ratio is not None:
+                top = jnp.minimum(jnp.arctan(jnp.asarray(self.ratio)), top)
             angles = top * (1.0 - jnp.arange(n) / n)
             times = [float(t) for t in path.time_of_angle(angles)]
-        if self.start == 1.0:
+        if self.start == 1.0 and self.ratio is None:
             times[0] = path.t_max
         return check_times((*times, 0.0))
 
@@ -308,7 +319,7 @@ class KarrasGrid:
     rho: float = 7.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         ratios = [(hi + i / max(n - 1, 1) * (lo - hi)) ** self.rho for i in range(n)]
         # A grid is numbers, also inside a loss that is being traced.
@@ -347,7 +358,7 @@ class TableGrid:
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         for row in self.starts:
-            if len(row) == _checked_steps(steps):
+            if len(row) == checked_steps(steps):
                 return check_times((*row, 0.0))
         return self.other(steps, path)
 
