@@ -331,6 +331,13 @@ def f_distill(
     )
 
 
+def _between(path: Path, low: Array, high: Array, share: Array) -> Array:
+    """Times at a share of a stretch of the clock, of Karras's ramp on an EDM path."""
+    rho = 7.0 if path.family == "edm" else 1.0
+    a, b = low ** (1 / rho), high ** (1 / rho)
+    return (a + share * (b - a)) ** rho
+
+
 def tdm(
     *,
     steps: tuple[int, ...] = (4,),
@@ -379,8 +386,8 @@ def tdm(
         fits every step's states by themselves (a condition on the step in the paper).
       random_end: ends steps at times inside them, see `draws.OdeRollout`.
       law: ``tau``: its share of the clock is taken as a share of the stretch above
-        ``s``, 0 to 1 without both ends; all of it on a VP path, where the release
-        keeps the ``margins``.
+        ``s`` (of that stretch of Karras's ramp on an EDM path), 0 to 1 without both
+        ends; all of it on a VP path, where the release keeps the ``margins``.
       margins: ``(low, gap)`` in shares of the clock: ``tau`` stays above ``low`` and
         below the top of its stretch by ``gap``.
       snr_cap: largest weight of the released critic, 5 there; None fits the exact
@@ -403,7 +410,8 @@ def tdm(
         top = found["t"] if separate else max(grid(n, p)[0] for n in steps)
         low, gap = margins.of(p) if isinstance(margins, ByPath) else margins
         low = jnp.maximum(s, low * p.t_max)
-        tau = low + (top - gap * p.t_max - low) * ctx.times("t", law, p) / p.t_max
+        share = ctx.times("t", law, p) / p.t_max
+        tau = _between(p, low, top - gap * p.t_max, share)
         eps = ctx.normal("eps", found["x_s"])
         x_tau, target = p.renoise_from(sg(found["x_s"]), s, tau, eps)
         return x_tau, tau, target, eps
