@@ -46,7 +46,8 @@ def fixed_shares(law: PairLaw, batch: int) -> Shares | None:
     return None if shares is None else shares(batch)
 
 
-def _inside(t: Array, path: Path) -> Array:
+def inside(t: Array, path: Path) -> Array:
+    """Times within the clock of a path."""
     return jnp.clip(t, path.t_min, path.t_max)
 
 
@@ -66,7 +67,7 @@ class Uniform:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 def central(margin: float = 0.02) -> Uniform:
@@ -83,7 +84,7 @@ class LogitNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +99,7 @@ class LogNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.time_of_ratio(ratio), path)
+        return inside(path.time_of_ratio(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ class ArctanNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
+        return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,7 @@ class KarrasLaw:
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         share = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
         ratio = _karras(share, self.sigma_min, self.sigma_max, self.rho)
-        return _inside(path.time_of_ratio(jnp.asarray(ratio)), path)
+        return inside(path.time_of_ratio(jnp.asarray(ratio)), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Shifted:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
-        return _inside(shifted(u, self.shift) * path.t_max, path)
+        return inside(shifted(u, self.shift) * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +197,7 @@ class InClock:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         angle = self.of.angle(self.law(key, shape, self.of))
-        return _inside(path.time_of_angle(angle), path)
+        return inside(path.time_of_angle(angle), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +345,8 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     return out
 
 
-def _checked_steps(steps: int) -> int:
+def checked_steps(steps: int) -> int:
+    """A number of steps, at least 1."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps
@@ -357,7 +359,7 @@ class EvenGrid:
     start: float = 1.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         top = self.start * path.t_max
         return check_times(tuple(top * (1.0 - i / n) for i in range(n + 1)))
 
@@ -372,21 +374,30 @@ class AngleGrid:
 
     Attributes:
       start: share of the angle at ``t_max`` from which they go, in ``(0, 1]``.
+      ratio: ``sigma/alpha`` from which they go instead (SiD's ``sigma_init``).
     """
 
     start: float = 1.0
+    ratio: float | None = None
 
     def __post_init__(self):
         if not 0.0 < self.start <= 1.0:
             raise ValueError(f"start must lie in (0, 1], got {self.start}")
+        if self.ratio is not None and (self.start != 1.0 or self.ratio <= 0.0):
+            raise ValueError(
+                "ratio must be positive and stands in place of start, got "
+                f"ratio={self.ratio}, start={self.start}"
+            )
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         with jax.ensure_compile_time_eval():
             top = self.start * path.angle(jnp.asarray(path.t_max))
+            if self.ratio is not None:
+                top = jnp.minimum(jnp.arctan(jnp.asarray(self.ratio)), top)
             angles = top * (1.0 - jnp.arange(n) / n)
             times = [float(t) for t in path.time_of_angle(angles)]
-        if self.start == 1.0:
+        if self.start == 1.0 and self.ratio is None:
             times[0] = path.t_max
         return check_times((*times, 0.0))
 
@@ -429,7 +440,7 @@ class KarrasGrid:
     rho: float = 7.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         ends = self.sigma_min, self.sigma_max, self.rho
         ratios = [_karras(i / max(n - 1, 1), *ends) for i in range(n)]
         return check_times((*_of_ratios(ratios, path), 0.0))
@@ -478,7 +489,7 @@ class KarrasPoints:
         return self.sigma_min if path.exploding else 0.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         ends = self.sigma_min, self.sigma_max, self.rho
         ratios = [_karras(i / n, *ends) for i in range(n)]
         return check_times(_of_ratios([*ratios, self._last(path)], path))
@@ -558,7 +569,7 @@ class TableGrid:
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         for row in self.starts:
-            if len(row) == _checked_steps(steps):
+            if len(row) == checked_steps(steps):
                 return check_times((*self._times(row, path), 0.0))
         return self.other(steps, path)
 
@@ -591,7 +602,7 @@ class ShiftedGrid:
             )
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         shares = [1.0 - i / (n - 1 + self.last) for i in range(n)]
         return check_times(
             (*(path.t_max * shifted(u, self.shift) for u in shares), 0.0)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 # Each line imports from its own line and the lines above it.
 FLOORS = (
     ("errors", "storage", "axes", "shares"),
-    ("paths", "predictions", "fields", "flow_maps", "solvers", "times"),
+    ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
     ("oracles", "sampling", "draws", "editing", "adapters"),

@@ -290,7 +290,7 @@ CATALOGUE = {
         gdmd,
         GDMD,
         "reward",
-        "a reward scores the target of each score-gap update",
+        "a reward sets the pace of score-gap updates, which rest at the teacher's law",
     ),
 }
 
