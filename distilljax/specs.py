@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax import (
+    data,
     draws,
     losses,
     metrics,
@@ -23,7 +24,7 @@ from distilljax import (
     transforms,
 )
 from distilljax.errors import unknown
-from distilljax.methods import consistency_training, curricula
+from distilljax.methods import curricula, weights
 
 _CALLS: dict[str, Callable[..., Any]] = {
     **{
@@ -36,10 +37,14 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "InClock",
             "Interval",
             "KarrasGrid",
+            "KarrasLaw",
+            "KarrasPoints",
             "LogNormal",
             "LogitNormal",
+            "Minimum",
             "Mixture",
             "Pair",
+            "PathGrid",
             "Point",
             "Product",
             "Ramp",
@@ -82,6 +87,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             *("StoredTrajectory", "TeacherTrajectory"),
         )
     },
+    "Augmentation": data.Augmentation,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,
@@ -95,15 +101,21 @@ _PARTIAL: dict[str, Callable[..., Any]] = {
 }
 
 _VALUES: dict[str, Any] = {
+    "absolute": metrics.absolute,
+    "constant": weights.constant,
     "exact": losses.exact,
     "half_mse": metrics.half_mse,
-    "inverse_gap": consistency_training.inverse_gap,
-    "inverse_output_scale": consistency_training.inverse_output_scale,
+    "inverse_gap": weights.inverse_gap,
+    "inverse_output_scale": weights.inverse_output_scale,
     "l2_norm": transforms.l2_norm,
+    "largest": metrics.largest,
     "mse_cosine": metrics.mse_cosine,
     "norm": metrics.norm,
     "rms_norm": transforms.rms_norm,
+    "snr": weights.snr,
+    "snr_plus_one": weights.snr_plus_one,
     "sum_squares": metrics.sum_squares,
+    "truncated_snr": weights.truncated_snr,
     **_PARTIAL,
 }
 

@@ -156,6 +156,37 @@ def test_the_gradient_goes_through_the_exit_step_alone(slots):
     assert exits == ({"late"} if slots else {"early", "late"})
 
 
+@pytest.mark.parametrize(
+    ("steps", "slots", "rows"),
+    # Of the third, 11 rows of every 16 would be exact.
+    [((1, 2), (1, 1, 2), 2), ((8,), (1,) * 8, 28), ((1, 3), (6, 3, 3, 4), 12)],
+)
+def test_slots_put_one_network_into_the_program_and_pay_their_own_depth(
+    steps, slots, rows
+):
+    """Rows that the steps before the exits evaluate, of every group."""
+    seen, groups = [], 2
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        seen.append(len(x))
+        return x
+
+    net = Network("seen", apply, lambda key: {}, LINEAR, "x0")
+    size = groups * sum(slots)
+    ctx = context(size, student=net)
+    scans = [
+        equation.params["length"]
+        for equation in jax.make_jaxpr(
+            lambda: Rollout(steps, EvenGrid(), slots=slots)(ctx)
+        )().eqns
+        if equation.primitive.name == "scan"
+    ]
+    before, last = sorted(set(seen))
+    assert last == size
+    assert seen.count(size) == 1
+    assert [groups * rows] == [length * before for length in scans]
+
+
 def test_a_rollout_at_drawn_times_meets_the_sampler_at_those_times():
     """Running minima of a law from pure noise, and the sampler's law at the exit."""
     draw = Rollout((3,), law=Choice((0.5, 0.9)), timed=True)

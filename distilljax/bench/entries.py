@@ -204,7 +204,12 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "ctm": Entry(
-            lambda k, n: {"segments": 8, "grid": EvenGrid(), "target_decay": 0.95},
+            lambda k, n: {
+                "segments": 8,
+                "grid": EvenGrid(),
+                "dsm_law": LogNormal(-1.2, 1.2),
+                "target_decay": 0.95,
+            },
             settings_of,
             trips=mean_hops(8),
             note="a jump is trained only through the jump that follows it to the data; "

@@ -186,13 +186,17 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     cond = ctx.cond
     if cond is None or share == 0:
         return cond, None
-    null = net.null_condition(ctx.data)
     drop = ctx.uniform("drop") < share
+    return chosen(drop, net.null_condition(ctx.data), cond), drop
+
+
+def chosen(on: Array, a: Any, b: Any) -> Any:
+    """Condition ``a`` of the samples where ``on [B]``, ``b`` of the others."""
 
     def pick(a: Array, b: Array) -> Array:
-        return jnp.where(drop.reshape((-1,) + (1,) * (a.ndim - 1)), b, a)
+        return jnp.where(on.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
-    return jax.tree.map(pick, cond, null), drop
+    return jax.tree.map(pick, a, b)
 
 
 def fit_score(
@@ -399,7 +403,13 @@ def per_sample_norm(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2, axis=tuple(range(1, x.ndim))))
 
 
-def prior_weight(path: Path, t: Array) -> Array:
-    """``alpha / sigma`` at ``t``: the ``1/(sigma_d tan t)`` of TrigFlow codes."""
+def prior_weight(path: Path, t: Array, own: Path | None = None) -> Array:
+    """``alpha / sigma`` at ``t``: the ``1/(sigma_d tan t)`` of TrigFlow codes.
+
+    With ``own`` it is ``1 / sigma`` of that path at the same noise level.
+    """
     t = expand(t, t)
+    if own is not None:
+        u = own.time_of_angle(path.angle(t))
+        return 1.0 / jnp.maximum(own.sigma(u), 1e-4)
     return path.alpha(t) / jnp.maximum(path.sigma(t), 1e-4)
