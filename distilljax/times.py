@@ -183,20 +183,21 @@ class Shifted:
 class InClock:
     """The times of a law in the clock of another path, at the same noise angle.
 
-    ``InClock(Shifted(Uniform(), 5.0), linear())`` is ``sigma/alpha = 5 u / (1 - u)``
+    ``InClock(Shifted(Uniform(), 5.0))`` is ``sigma/alpha = 5 u / (1 - u)``
     on any path, on TrigFlow ``t = arctan(5 u / (1 - u))``: rectified flow's shifted
     time, in which a law shifted in TrigFlow's own clock would lie elsewhere.
 
     Attributes:
       law: the law.
-      of: path in whose clock it is drawn.
+      of: path in whose clock it is drawn; default the linear one, rectified flow's.
     """
 
     law: Law
-    of: Path = linear()
+    of: Path | None = None
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
-        angle = self.of.angle(self.law(key, shape, self.of))
+        of = linear() if self.of is None else self.of
+        angle = of.angle(self.law(key, shape, of))
         return inside(path.time_of_angle(angle), path)
 
 
