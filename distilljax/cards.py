@@ -402,4 +402,12 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     arguments = (variant,) if found else ()
     if len(arguments) > len(inspect.signature(module.get_config).parameters):
         raise ValueError(f"{path} has one card alone: leave {':' + variant!r} out")
-    return module.get_config(*arguments)
+    found = module.get_config(*arguments)
+    if isinstance(found, ConfigDict):
+        return found
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"get_config() of {path} must return a card, as cards.card(...) makes it, "
+            f"got {type(found).__name__}"
+        )
+    return ConfigDict(dict(found), convert_dict=True)

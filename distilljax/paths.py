@@ -296,6 +296,19 @@ class Path:
         c = self.coefficients
         return isinstance(c, _Residual) or (isinstance(c, _Linear) and c.q < 1.0)
 
+    @property
+    def exploding(self) -> bool:
+        """Whether the clock is the noise level itself (EDM), many times the data's."""
+        return isinstance(self.coefficients, _EDM)
+
+    @property
+    def boundary(self) -> float:
+        """Time at which consistency models of this path are the identity.
+
+        ``sigma_min`` on EDM (Song et al. 2023, appendix C), the data elsewhere.
+        """
+        return self.t_min if self.exploding else 0.0
+
     def angle(self, t: Array) -> Array:
         """Noise angle ``arctan2(sigma, alpha)`` in ``[0, pi/2]``, elementwise."""
         return jnp.arctan2(self.sigma(t), self.alpha(t))
@@ -303,6 +316,12 @@ class Path:
     def time_of_angle(self, angle: Array) -> Array:
         """Time at which the noise angle is ``angle``, elementwise."""
         return self.coefficients.time_of_angle(angle)
+
+    def time_of_ratio(self, ratio: Array) -> Array:
+        """Time at which ``sigma/alpha`` is ``ratio``, elementwise; exact on EDM."""
+        if self.exploding:
+            return jnp.minimum(ratio, self.t_max)
+        return self.time_of_angle(jnp.arctan(ratio))
 
     def log_snr(self, t: Array) -> Array:
         """``log(alpha^2 / sigma^2)``, elementwise; infinite at the ends."""

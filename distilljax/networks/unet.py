@@ -11,6 +11,7 @@ from flax import nnx
 from distilljax import paths
 from distilljax.binding import Network
 from distilljax.kernels import attention
+from distilljax.networks.activations import from_input
 from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
@@ -102,24 +103,32 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, c: Array, key: Array | None) -> Array:
         """``[B, H', W', channels]``."""
-        h = self.first(resampled(jax.nn.silu(self.norm(x)), self.factor))
+        h = from_input(self._inward)(x)
         scale, shift = jnp.split(self.modulation(c)[:, None, None], 2, -1)
         if self.double_norm:
-            h = self.inner_norm(h) * pixel_norm(scale) + pixel_norm(shift)
+            scale, shift = pixel_norm(scale), pixel_norm(shift)
         else:
-            h = self.inner_norm(h) * (1.0 + scale) + shift
-        h = self.dropout(jax.nn.silu(h), rngs=key, deterministic=key is None)
+            scale = 1.0 + scale
+        h = from_input(self._outward)(h, scale, shift, key)
         x = resampled(x, self.factor)
         x = self.shortcut(x) if self.joins else x
-        x = (x + self.second(h)) * HALF
+        x = (x + h) * HALF
         return (x + self._mixed(x)) * HALF if self.heads else x
+
+    def _inward(self, x: Array) -> Array:
+        return self.first(resampled(jax.nn.silu(self.norm(x)), self.factor))
+
+    def _outward(self, h: Array, scale: Array, shift: Array, key: Array | None):
+        h = jax.nn.silu(self.inner_norm(h) * scale + shift)
+        return self.second(self.dropout(h, rngs=key, deterministic=key is None))
 
     def _mixed(self, x: Array) -> Array:
         """Self-attention over the pixels; queries and keys are RMS-normalised."""
         b, height, width, channels = x.shape
-        h = self.qkv(self.attention_norm(x))
+        h = from_input(lambda x: self.qkv(self.attention_norm(x)))(x)
         h = h.reshape(b, height * width, 3, self.heads, channels // self.heads)
-        q, k, v = jnp.moveaxis(h, 2, 0)
+        # A moved axis would be copied; the derivative of a split is one concatenation.
+        q, k, v = (part[:, :, 0] for part in jnp.split(h, 3, 2))
         mixed = attention(rms_norm(q), rms_norm(k), v)
         return self.out(mixed.reshape(x.shape))
 
@@ -247,7 +256,7 @@ class UNet(nnx.Module):
         features.append(h)
         for name, joins in self.up:
             h = run(name, jnp.concatenate([h, skips.pop()], -1) if joins else h)
-        out = self.outward(jax.nn.silu(self.norm(h)))
+        out = from_input(lambda h: self.outward(jax.nn.silu(self.norm(h))))(h)
         return (out, tuple(features)) if taps else out
 
 

@@ -22,6 +22,7 @@ import optax
 
 from distilljax.errors import unknown
 from distilljax.training.placement import AXES, ROWS, Rule
+from distilljax.training.values import check_values
 
 LOGGERS = ("tensorboard", "wandb")
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")
@@ -50,6 +51,7 @@ class ScheduleConfig:
     restart_factor: float = 1.0
 
     def __post_init__(self):
+        check_values(self, "schedule.")
         if self.name not in SCHEDULES:
             raise ValueError(unknown("schedule", self.name, SCHEDULES))
         if self.warmup < 0 or (self.steps is not None and self.steps < 1):
@@ -203,6 +205,7 @@ class RoleConfig:
     rules: tuple[Any, ...] | None = None
 
     def __post_init__(self):
+        check_values(self)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(unknown("optimizer", self.optimizer, OPTIMIZERS))
         if self.weight_decay and self.optimizer not in _DECAYING:
@@ -314,6 +317,7 @@ class FrozenConfig:
     rules: tuple[Any, ...] | None = None
 
     def __post_init__(self):
+        check_values(self, "frozen.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(unknown("dtype", self.dtype, ("float32", "bfloat16")))
         _ = self.placement
@@ -344,6 +348,7 @@ class CheckpointConfig:
     best_mode: str = "min"
 
     def __post_init__(self):
+        check_values(self, "checkpoint.")
         if self.every < 0 or self.keep < 1:
             raise ValueError(
                 f"checkpoint: every must be at least 0 and keep at least 1, got "
@@ -398,20 +403,18 @@ class TrainConfig:
     default: RoleConfig = RoleConfig()
 
     def __post_init__(self):
+        check_values(self)
         least = {"cycles": 1, "batch_size": 1, "log_every": 1, "max_skipped": 1}
         least |= {"sample_every": 0, "evaluate_every": 0, "diagnose_every": 0}
         least |= {"data_timeout": 0}
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in 0 .. {2**32 - 1}, got {self.seed}")
         for name, low in least.items():
             if getattr(self, name) < low:
                 came = getattr(self, name)
                 raise ValueError(f"{name} must be at least {low}, got {came}")
         if self.fuse not in ("cycle", "phase"):
             raise ValueError(unknown("fuse", self.fuse, ("cycle", "phase")))
-        if not isinstance(self.logging, str):
-            raise ValueError(
-                "logging must be names joined by commas, such as 'tensorboard,wandb', "
-                f"got {self.logging!r}"
-            )
         for name in self.loggers:
             if name not in LOGGERS:
                 raise ValueError(unknown("logger", name, LOGGERS))

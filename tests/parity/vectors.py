@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import paths
-from distilljax.binding import Network
+from distilljax.binding import Bound, Nets, Network
 from distilljax.context import Context
 from distilljax.method import Method
 from distilljax.training.config import TrainConfig
@@ -85,6 +85,8 @@ class Vector:
             return head()
         if spec["kind"] == "log-weight":
             return log_weight()
+        if spec["kind"] == "policy":
+            return policy(role, spec)
         return backbone(role, spec, self.sample_shape, self.mask)
 
     def networks(self, **changes: Network) -> dict[str, Network]:
@@ -109,6 +111,38 @@ FEATURES: dict[str, Callable[[Array, Array, Any, Array], Array]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """SD's noise schedule: ``alpha^2`` at ``t = (i + 1) / 1000`` is a running product.
+
+    ``log alpha^2`` is interpolated between the training times.
+    """
+
+    steps: int = 1000
+
+    def _logs(self) -> Array:
+        root = np.linspace(0.00085**0.5, 0.012**0.5, self.steps)
+        return jnp.asarray(np.concatenate([[0.0], np.cumsum(np.log1p(-(root**2)))]))
+
+    def _log_square(self, t: Array) -> Array:
+        return jnp.interp(t, jnp.linspace(0.0, 1.0, self.steps + 1), self._logs())
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(0.5 * self._log_square(t))
+
+    def beta(self, t: Array) -> Array:
+        return jnp.zeros_like(t)
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(self._log_square(t)))
+
+    def time_of_angle(self, angle: Array) -> Array:
+        wanted = 2.0 * jnp.log(jnp.cos(angle))
+        return jnp.interp(
+            -wanted, -self._logs(), jnp.linspace(0.0, 1.0, self.steps + 1)
+        )
+
+
 def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
     """Path and kind of prediction of a kind of network."""
     kind, sigma_d = spec["kind"], spec.get("sigma_d", 1.0)
@@ -122,6 +156,11 @@ def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
         return paths.trigflow(sigma_d=sigma_d), "F"
     if kind == "policy":
         return paths.linear(), "velocity"
+    if kind == "sd-eps":
+        return paths.Path(Table(), t_min=1e-3, sigma_d=sigma_d), "eps"
+    if kind in ("cosine-v", "cosine-x0"):
+        # Its log-SNR schedule is a clock on TrigFlow's circle.
+        return paths.trigflow(sigma_d=sigma_d), kind.removeprefix("cosine-")
     raise KeyError(f"no path is known for networks of kind {kind!r}")
 
 
@@ -166,8 +205,7 @@ def backbone(
     def apply(params, x, t, cond=None, s=None, *, taps=False, rng=None):
         h = jnp.tanh(see(x, t, cond, s) @ params["W1"] + params["b1"])
         if rng is not None:
-            assert drops and mask is not None
-            h = h * mask
+            h = h * (mask if drops else None)
         out = sign * (h @ params["W2"] + params["b2"]).reshape(x.shape)
         return (out, (h,)) if taps else out
 
@@ -203,6 +241,36 @@ def head() -> Network:
         return jnp.tanh(1.3 * h) @ params["w"] + params["b"]
 
     return Network("head", None, lambda key: {}, functions={"logits": logits})
+
+
+def policy(role: str, spec: Mapping[str, Any]) -> Network:
+    """K one-layer networks, and the weights and the spread of their mixture."""
+    path, prediction = path_of(spec)
+    see = inputs(spec, path)
+
+    def emit(params, x, t, cond=None):
+        z, flat = see(x, t, cond, None), x.reshape(x.shape[0], -1)
+
+        def one(k):
+            h = jnp.tanh(z @ params[f"W1_{k}"] + params[f"b1_{k}"])
+            return (h @ params[f"W2_{k}"] + params[f"b2_{k}"]).reshape(x.shape)
+
+        means = jnp.stack([one(k) for k in range(spec["components"])], 1)
+        # Channels come first in the files: the posterior sums over them alone.
+        weights = jax.nn.log_softmax(flat @ params["Wl"])
+        logits = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        places = (*weights.shape, 1, *x.shape[2:])
+        log_std = flat @ params["ws"] + params["ws0"]
+        return means, log_std, jnp.broadcast_to(logits, places)
+
+    return Network(
+        role,
+        None,
+        lambda key: {},
+        path,
+        prediction,
+        functions={"policy": emit},
+    )
 
 
 def log_weight() -> Network:
@@ -246,6 +314,55 @@ class Run:
     memory: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def index_draw(index: Any, low: Any, high: Any) -> Array:
+    """The uniform number from which a uniform index ``low .. high`` is made."""
+    return (jnp.asarray(index) - low + 0.5) / (jnp.asarray(high) - low + 1)
+
+
+def law_path(spec: Mapping[str, Any]) -> paths.Path:
+    """Path of the network on which a law file wants its times."""
+    kind = {"linear": "linear-velocity"}.get(spec["network"], spec["network"])
+    return path_of({**spec, "kind": kind})[0]
+
+
+def measured(t: Array, spec: Mapping[str, Any], path: paths.Path) -> np.ndarray:
+    """Times in the measure that a law file names."""
+    if spec["measure"] == "sigma/alpha":
+        return np.asarray(path.sigma(t) / path.alpha(t))
+    return np.asarray(t)
+
+
+class _Asked(Exception):
+    """A law and the path in whose clock a term wanted times of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Asking(Context):
+    """A context that stops where times are wanted."""
+
+    def times(self, name, law, path=None):
+        raise _Asked(name, law, self.nets["student"].path if path is None else path)
+
+
+def sampled(method: Method, draw: str, vector: Vector, count: int = 100_000) -> Any:
+    """Times that a term asks for by a law, in the measure that a file names."""
+    (spec,) = [s for s in vector.meta["laws"].values() if s["draw"] == draw]
+    owner, wanted = draw.split("/")
+    path, prediction = path_of({**spec, "kind": spec["network"]})
+    network = Network("asking", None, lambda key: {}, path, prediction)
+    nets = Nets({role: Bound(role, network, {}) for role in method.roles})
+    data = {"x0": jnp.zeros((1, 2))}
+    key = jax.random.key(0)
+    context = _Asking(nets, data, 0, 0, {}, key, 1, (2,), owner=owner)
+    (loss,) = [t.loss for p in method.phases for t in p.terms if t.name == owner]
+    try:
+        loss(context)
+    except _Asked as asked:
+        name, law, path = asked.args
+    assert name == wanted
+    return measured(law(key, (count,), path), spec, path)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given(Context):
     """A context whose draws are given by name."""
@@ -253,7 +370,7 @@ class Given(Context):
     table: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def drawn(self, name: str) -> Any:
-        self.key(name)
+        super().key(name)
         for label in (f"{self.owner}/{name}", name):
             if label in self.table:
                 return self.table[label]
@@ -261,6 +378,10 @@ class Given(Context):
             f"{self.owner!r} draws {name!r}, which the run does not give: "
             f"{sorted(self.table)}"
         )
+
+    def key(self, name):
+        # A draw without a function of its own is given as the key that makes it.
+        return self.table.get(f"{self.owner}/{name}", super().key(name))
 
     def normal(self, name, like=None):
         return self.drawn(name)
