@@ -70,7 +70,7 @@ EDM_CIFAR10 = Release(
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "schedule": {"warmup": 19_531},  # lr_rampup_kimg 10 000
-        "ema_half_life": 500_000,  # --ema 0.5
+        "ema_half_life": 5e5,  # --ema 0.5
         "ema_ramp": 0.05,  # ema_rampup_ratio
     },
     differs="Labels are never dropped there, so that the network has no null class to "
@@ -338,7 +338,7 @@ SID_CIFAR10 = Release(
         "betas": (0.0, 0.999),  # --g_beta1
         "eps": 1e-8,
     },
-    roles={"student": {"ema_half_life": 500_000, "ema_ramp": 0.05}},
+    roles={"student": {"ema_half_life": 5e5, "ema_ramp": 0.05}},
     differs="The student's loss is scaled by 100 (--lsg), which Adam undoes.",
 )
 SID_IMAGENET64 = Release(
