@@ -389,7 +389,14 @@ MEAN_FLOW_CIFAR10 = Release(
     "meanflow/train_arg_parser.py, meanflow/training/train_loop.py",
     method="mean_flow",
     # --norm_p, --norm_eps, --ratio
-    options={"teacher": False, "init": "random", "p": 0.75, "eps": 1e-3},
+    options={
+        "teacher": False,
+        "init": "random",
+        # --P_mean_t, --P_std_t, --P_mean_r, --P_std_r; a quarter has s = t.
+        "law": "Pair(LogitNormal(-0.6, 1.6), 0.25, end=LogitNormal(-4.0, 1.6))",
+        "p": 0.75,
+        "eps": 1e-3,
+    },
     network={"dropout": 0.2, "augment_features": 6},
     # RandomHorizontalFlip, and the augmentation without vertical flips and rotations.
     data={
@@ -417,7 +424,8 @@ MEAN_FLOW_IMAGENET256 = Release(
     options={
         "teacher": False,
         "init": "random",
-        "law": "Pair(LogitNormal(-0.4, 1.0), 0.75)",  # P_mean, P_std, data_proportion
+        # P_mean, P_std, data_proportion; the same rows of every batch.
+        "law": "Pair(LogitNormal(-0.4, 1.0), 0.75, fixed=True)",
         "omega": 1.0,
         "kappa": 0.5,
         "p": 1.0,  # norm_p
