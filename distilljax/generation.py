@@ -6,6 +6,7 @@ one seed start from the same noise whatever their batch size.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -264,11 +265,14 @@ def initial_noise(
     seed: int, start: int, count: int, sample_shape: tuple[int, ...]
 ) -> Array:
     """Noise of samples ``start .. start + count - 1``; a function of seed and index."""
-    key = jax.random.key(seed)
-    indices = jnp.arange(start, start + count)
-    return jax.vmap(
-        lambda i: jax.random.normal(jax.random.fold_in(key, i), sample_shape)
-    )(indices)
+    return _noise(jax.random.key(seed), start, count, tuple(sample_shape))
+
+
+@functools.partial(jax.jit, static_argnames=("count", "shape"))
+def _noise(key: Array, start: Array, count: int, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(
+        start + jnp.arange(count)
+    )
 
 
 def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
