@@ -6,6 +6,7 @@ python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
 import sys
 
 from benchmarks import (
+    compile_time,
     data_sources,
     dmd2_cycle,
     import_time,
@@ -24,6 +25,7 @@ ALL = (
     dmd2_cycle,
     sampling,
     scm_jvp,
+    compile_time,
     import_time,
 )
 
