@@ -8,6 +8,7 @@ import sys
 from benchmarks import (
     data_sources,
     dmd2_cycle,
+    guarded_update,
     import_time,
     input_pipeline,
     measure,
@@ -22,6 +23,7 @@ ALL = (
     input_pipeline,
     data_sources,
     dmd2_cycle,
+    guarded_update,
     sampling,
     scm_jvp,
     import_time,
