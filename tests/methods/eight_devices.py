@@ -138,9 +138,12 @@ def layer(tree):
 
 
 def gradient_bytes(setup, state):
-    """Bytes of the gradients of a cycle's updates, those of a repeated phase once."""
+    """Bytes of the gradients of a cycle's updates, those of a repeated phase once.
+
+    A phase that merges sees the gradient of every term.
+    """
     return sum(
-        leaf.nbytes
+        leaf.nbytes * (1 if phase.merge is None else len(phase.terms))
         for phase in setup.method.phases
         for role in phase.trains
         for leaf in jax.tree.leaves(state.params[role])
