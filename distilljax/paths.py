@@ -9,6 +9,7 @@ writes ``alpha * x0 + sigma * eps`` by hand.
 |---|---|---|---|---|
 | `linear` | 1 - t | 0 | t | 1 |
 | `vp` | exp(-(b1-b0) t^2/4 - b0 t/2) | 0 | sqrt(1 - alpha^2) | 1 |
+| `vp_scaled_linear` | table of Stable Diffusion | 0 | sqrt(1 - alpha^2) | 1 |
 | `vp_cosine` | cos-schedule | 0 | sqrt(1 - alpha^2) | 1 |
 | `edm` (VE) | 1 | 0 | t | sigma_max |
 | `trigflow` | cos t | 0 | sigma_d sin t | pi/2 |
@@ -30,12 +31,14 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Time = Array | float
@@ -111,6 +114,14 @@ class _Linear:
         return s / (s + self.q * c)
 
 
+def _decay(angle: Array, alpha_end: float) -> Array:
+    """``-log cos(angle)``, at most that of the last alpha."""
+    cos = jnp.maximum(jnp.cos(angle), alpha_end)
+    # -log(cos) loses its digits at the data end, the other form at the noise end.
+    near = -0.5 * jnp.log1p(-jnp.minimum(jnp.sin(angle) ** 2, 0.6))
+    return jnp.where(cos > 0.7, near, -jnp.log(cos))
+
+
 @dataclasses.dataclass(frozen=True)
 class _VP:
     """Variance preserving with beta(t) linear from ``start`` to ``end``."""
@@ -131,13 +142,49 @@ class _VP:
 
     def time_of_angle(self, angle: Array) -> Array:
         alpha_end = math.exp(-0.25 * (self.end - self.start) - 0.5 * self.start)
-        cos = jnp.maximum(jnp.cos(angle), alpha_end)
-        # -log(cos) loses its digits at the data end, the other form at the noise end.
-        near = -0.5 * jnp.log1p(-jnp.minimum(jnp.sin(angle) ** 2, 0.6))
-        decay = jnp.where(cos > 0.7, near, -jnp.log(cos))
+        decay = _decay(angle, alpha_end)
         half = 0.5 * self.start
         root = jnp.sqrt(half**2 + (self.end - self.start) * decay)
         return 2.0 * decay / (half + root)
+
+
+@functools.cache
+def _scaled_linear(
+    start: float, end: float, steps: int
+) -> tuple[tuple[float, ...], ...]:
+    """``(t, -log alpha)`` of all steps, the data at ``t = 0`` included."""
+    betas = np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+    decay = np.concatenate([[0.0], -0.5 * np.cumsum(np.log1p(-betas))])
+    return tuple(np.arange(steps + 1) / steps), tuple(decay)
+
+
+@dataclasses.dataclass(frozen=True)
+class _VPScaledLinear:
+    """``alpha^2`` the product of ``1 - beta``, ``sqrt(beta)`` linear over the steps."""
+
+    start: float
+    end: float
+    steps: int
+
+    def _table(self) -> tuple[Array, Array]:
+        times, decay = _scaled_linear(self.start, self.end, self.steps)
+        return jnp.asarray(times), jnp.asarray(decay)
+
+    def _log_alpha(self, t: Array) -> Array:
+        return -jnp.interp(t, *self._table())
+
+    def alpha(self, t: Array) -> Array:
+        return jnp.exp(self._log_alpha(t))
+
+    beta = staticmethod(_none)
+
+    def sigma(self, t: Array) -> Array:
+        return jnp.sqrt(-jnp.expm1(2.0 * self._log_alpha(t)))
+
+    def time_of_angle(self, angle: Array) -> Array:
+        times, decay = self._table()
+        last = _scaled_linear(self.start, self.end, self.steps)[1][-1]
+        return jnp.interp(_decay(angle, math.exp(-last)), decay, times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,9 +344,20 @@ class Path:
         return isinstance(c, _Residual) or (isinstance(c, _Linear) and c.q < 1.0)
 
     @property
+    def family(self) -> str:
+        """``edm``, ``vp``, ``trigflow``, ``bridge`` or ``linear``.
+
+        What the releases of a method draw, weigh and sample with differs by it, see
+        `times.ByPath`; a path of coefficients of one's own is ``other``.
+        """
+        if self.bridges:
+            return "bridge"
+        return _FAMILIES.get(type(self.coefficients), "other")
+
+    @property
     def exploding(self) -> bool:
         """Whether the clock is the noise level itself (EDM), many times the data's."""
-        return isinstance(self.coefficients, _EDM)
+        return self.family == "edm"
 
     @property
     def boundary(self) -> float:
@@ -472,6 +530,16 @@ class Path:
         return self.sigma(t) * eps + self._endpoint(self.beta(t), y)
 
 
+_FAMILIES: dict[type, str] = {
+    _EDM: "edm",
+    _Linear: "linear",
+    _TrigFlow: "trigflow",
+    _VP: "vp",
+    _VPCosine: "vp",
+    _VPScaledLinear: "vp",
+}
+
+
 def linear(sigma_d: float = 1.0) -> Path:
     """Linear (rectified-flow) path, velocity target ``eps - x0``."""
     return Path(_Linear(), sigma_d=sigma_d)
@@ -480,6 +548,39 @@ def linear(sigma_d: float = 1.0) -> Path:
 def vp(beta_start: float = 0.1, beta_end: float = 20.0, sigma_d: float = 1.0) -> Path:
     """Variance-preserving path with linearly growing beta (Song et al. 2021)."""
     return Path(_VP(beta_start, beta_end), t_min=1e-3, sigma_d=sigma_d)
+
+
+def vp_scaled_linear(
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    steps: int = 1000,
+    sigma_d: float = 1.0,
+) -> Path:
+    """The schedule of Stable Diffusion 1 and 2, SDXL and PixArt.
+
+    ``alpha_i^2 = prod_{j <= i} (1 - beta_j)`` with ``sqrt(beta)`` linear from
+    ``sqrt(beta_start)`` to ``sqrt(beta_end)``; step ``i = 0 .. steps - 1`` is the time
+    ``t = (i + 1) / steps``. Between the steps ``log alpha`` is linear in ``t``, and
+    ``t = 0`` is the data. At ``t = 1`` there is still signal, ``alpha = 0.068`` with
+    the defaults.
+
+    Args:
+      beta_start: first beta.
+      beta_end: last beta.
+      steps: number of betas.
+      sigma_d: standard deviation of the data.
+
+    References:
+      Rombach et al., High-Resolution Image Synthesis with Latent Diffusion Models,
+        2022, arXiv:2112.10752.
+    """
+    if not 0.0 < beta_start <= beta_end < 1.0 or steps < 1:
+        raise ValueError(
+            "beta_start and beta_end must lie in (0, 1), the first not above the "
+            f"second, and steps be at least 1; got {beta_start}, {beta_end}, {steps}"
+        )
+    schedule = _VPScaledLinear(beta_start, beta_end, steps)
+    return Path(schedule, t_min=1.0 / steps, sigma_d=sigma_d)
 
 
 def vp_cosine(offset: float = 0.008, sigma_d: float = 1.0) -> Path:

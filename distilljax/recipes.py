@@ -48,6 +48,7 @@ def _players(
     options: Mapping[str, Any] | None,
     network: Mapping[str, Any],
     second_time: bool,
+    head: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Sections of the networks that a method wants around one kind of network."""
     built = {"backbone": dict(network)}
@@ -65,7 +66,10 @@ def _players(
     if "fake_score" in told:
         built["fake_score"] = {**network, **told["fake_score"]}
     if "discriminator" in roles:
-        built["discriminator"] = {"name": "head", **told.get("discriminator", {})}
+        said = told.get("discriminator", {})
+        # A head that is told where a sample was made from is told times at all.
+        kind = {} if head is None or said else {"kind": head}
+        built["discriminator"] = {"name": "head", **kind, **said}
     if "log_weight" in roles:
         built["log_weight"] = {"name": "log_weight"}
     if roles["student"].network == "policy":
@@ -73,6 +77,8 @@ def _players(
     return built
 
 
+# The discriminators of the releases; LADD's heads have a logit per position.
+_HEADS = {"dmd2": "bottleneck", "f_distill": "bottleneck", "ladd": "patches"}
 _CIFAR = {"sample_shape": (32, 32, 3), "num_classes": 10}
 _LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
 _LATENTS = {
@@ -164,7 +170,9 @@ def pod_card(
         release.method,
         options,
         source={"name": name, **known[name], **release.data},
-        networks=_players(release.method, options, net, second_time),
+        networks=_players(
+            release.method, options, net, second_time, _HEADS.get(release.method)
+        ),
         cycles=release.cycles,
         batch_size=-(-release.batch_size // (parts * chips)) * parts * chips,
         default={**release.default, "accumulate": parts},

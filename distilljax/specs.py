@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax import (
+    clocks,
     data,
     draws,
     losses,
@@ -24,7 +25,7 @@ from distilljax import (
     transforms,
 )
 from distilljax.errors import unknown
-from distilljax.methods import curricula, weights
+from distilljax.methods import curricula, fits, weights
 
 _CALLS: dict[str, Callable[..., Any]] = {
     **{
@@ -57,6 +58,10 @@ _CALLS: dict[str, Callable[..., Any]] = {
         )
     },
     **{
+        n: getattr(clocks, n)
+        for n in ("ByPath", "KarrasSteps", "KarrasUniform", "Timesteps")
+    },
+    **{
         n: getattr(sampling, n)
         for n in ("Consistency", "Deterministic", "Gamma", "HopFirst", "SDE")
     },
@@ -70,6 +75,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "trigflow",
             "vp",
             "vp_cosine",
+            "vp_scaled_linear",
         )
     },
     **{
@@ -88,6 +94,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
         )
     },
     "Augmentation": data.Augmentation,
+    "Fit": fits.Fit,
+    "MinSNR": fits.MinSNR,
     "skew": losses.skew,
     "PseudoHuberElement": metrics.PseudoHuberElement,
     "PseudoHuberVector": metrics.PseudoHuberVector,

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.paths import Path, linear
+from distilljax.shares import Shares
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -28,14 +29,25 @@ class Law(Protocol):
 
 
 class PairLaw(Protocol):
-    """``(key, shape, path) -> (t, s)`` with ``s <= t``."""
+    """``(key, shape, path) -> (t, s)`` with ``s <= t``.
+
+    One that puts fixed rows of a batch on the diagonal ``s = t`` also has a method
+    ``shares``, see `Pair`.
+    """
 
     def __call__(
         self, key: Array, shape: tuple[int, ...], path: Path
     ) -> tuple[Array, Array]: ...
 
 
-def _inside(t: Array, path: Path) -> Array:
+def fixed_shares(law: PairLaw, batch: int) -> Shares | None:
+    """Rows of a batch that a law puts ``(off, on)`` the diagonal, None if it draws."""
+    shares = getattr(law, "shares", None)
+    return None if shares is None else shares(batch)
+
+
+def inside(t: Array, path: Path) -> Array:
+    """Times within the clock of a path."""
     return jnp.clip(t, path.t_min, path.t_max)
 
 
@@ -55,7 +67,7 @@ class Uniform:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 def central(margin: float = 0.02) -> Uniform:
@@ -72,7 +84,7 @@ class LogitNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(u * path.t_max, path)
+        return inside(u * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +99,7 @@ class LogNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.time_of_ratio(ratio), path)
+        return inside(path.time_of_ratio(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +115,7 @@ class ArctanNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return _inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
+        return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +149,7 @@ class KarrasLaw:
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         share = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
         ratio = _karras(share, self.sigma_min, self.sigma_max, self.rho)
-        return _inside(path.time_of_ratio(jnp.asarray(ratio)), path)
+        return inside(path.time_of_ratio(jnp.asarray(ratio)), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +176,7 @@ class Shifted:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
-        return _inside(shifted(u, self.shift) * path.t_max, path)
+        return inside(shifted(u, self.shift) * path.t_max, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +198,7 @@ class InClock:
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         of = linear() if self.of is None else self.of
         angle = of.angle(self.law(key, shape, of))
-        return _inside(path.time_of_angle(angle), path)
+        return inside(path.time_of_angle(angle), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,31 +241,56 @@ class Pair:
     """Two-time law of flow-map training: the larger draw is ``t``, the smaller ``s``.
 
     Attributes:
-      law: law of both draws.
+      law: law of both draws, or of ``t`` alone if ``end`` is given.
       diagonal: share with ``s = t`` (plain flow matching).
       to_data: share of the rest with ``s = 0``.
       from_noise: share of all with ``t = t_max``.
+      end: law of ``s``, which is cut at ``t``; more than ``diagonal`` then lie on the
+        diagonal. With it ``Pair(LogitNormal(-0.6, 1.6), 0.25,
+        end=LogitNormal(-4.0, 1.6))`` is the law of MeanFlow's CIFAR-10 release
+        (Gsunshine/py-meanflow, v1).
+      fixed: whether the rows on the diagonal are the same in every batch, rather than
+        drawn one by one. Of ``B`` rows ``int(diagonal B)`` lie there as in MeanFlow's
+        ImageNet release (Gsunshine/meanflow), interleaved with the others (see
+        `Shares`); a loss can then leave out their derivative. The law of a row averaged
+        over the batch stays the same.
     """
 
     law: Law = LogitNormal(-0.4, 1.0)
     diagonal: float = 0.75
     to_data: float = 0.0
     from_noise: float = 0.0
+    end: Law | None = None
+    fixed: bool = False
+
+    def shares(self, batch: int) -> Shares | None:
+        """``(off, on)`` the diagonal, of a batch; None unless they are fixed."""
+        if not self.fixed:
+            return None
+        # A product like 0.7 * 10 may come out just below an integer.
+        still = int(self.diagonal * batch + 1e-6)
+        return Shares((batch - still, still))
 
     def __call__(
         self, key: Array, shape: tuple[int, ...], path: Path
     ) -> tuple[Array, Array]:
         keys = jax.random.split(key, 5)
-        a, b = self.law(keys[0], shape, path), self.law(keys[1], shape, path)
-        t, s = jnp.maximum(a, b), jnp.minimum(a, b)
+        a = self.law(keys[0], shape, path)
+        b = (self.law if self.end is None else self.end)(keys[1], shape, path)
+        t = jnp.maximum(a, b) if self.end is None else a
+        s = jnp.minimum(a, b)
 
         def chosen(k: Array, share: float) -> Array:
             return jax.random.uniform(k, shape) < share
 
         t = jnp.where(chosen(keys[2], self.from_noise), path.t_max, t)
         s = jnp.where(chosen(keys[3], self.to_data), 0.0, s)
-        s = jnp.where(chosen(keys[4], self.diagonal), t, s)
-        return t, s
+        shares = self.shares(shape[0]) if shape else None
+        if shares is None:
+            still = chosen(keys[4], self.diagonal)
+        else:
+            still = shares.part().reshape(-1, *(1,) * (len(shape) - 1)) == 1
+        return t, jnp.where(still, t, s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +346,8 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     return out
 
 
-def _checked_steps(steps: int) -> int:
+def checked_steps(steps: int) -> int:
+    """A number of steps, at least 1."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps
@@ -322,7 +360,7 @@ class EvenGrid:
     start: float = 1.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         top = self.start * path.t_max
         return check_times(tuple(top * (1.0 - i / n) for i in range(n + 1)))
 
@@ -337,21 +375,30 @@ class AngleGrid:
 
     Attributes:
       start: share of the angle at ``t_max`` from which they go, in ``(0, 1]``.
+      ratio: ``sigma/alpha`` from which they go instead (SiD's ``sigma_init``).
     """
 
     start: float = 1.0
+    ratio: float | None = None
 
     def __post_init__(self):
         if not 0.0 < self.start <= 1.0:
             raise ValueError(f"start must lie in (0, 1], got {self.start}")
+        if self.ratio is not None and (self.start != 1.0 or self.ratio <= 0.0):
+            raise ValueError(
+                "ratio must be positive and stands in place of start, got "
+                f"ratio={self.ratio}, start={self.start}"
+            )
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         with jax.ensure_compile_time_eval():
             top = self.start * path.angle(jnp.asarray(path.t_max))
+            if self.ratio is not None:
+                top = jnp.minimum(jnp.arctan(jnp.asarray(self.ratio)), top)
             angles = top * (1.0 - jnp.arange(n) / n)
             times = [float(t) for t in path.time_of_angle(angles)]
-        if self.start == 1.0:
+        if self.start == 1.0 and self.ratio is None:
             times[0] = path.t_max
         return check_times((*times, 0.0))
 
@@ -394,7 +441,7 @@ class KarrasGrid:
     rho: float = 7.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         ends = self.sigma_min, self.sigma_max, self.rho
         ratios = [_karras(i / max(n - 1, 1), *ends) for i in range(n)]
         return check_times((*_of_ratios(ratios, path), 0.0))
@@ -443,15 +490,20 @@ class KarrasPoints:
         return self.sigma_min if path.exploding else 0.0
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         ends = self.sigma_min, self.sigma_max, self.rho
         ratios = [_karras(i / n, *ends) for i in range(n)]
-        return check_times(_of_ratios([*ratios, self._last(path)], path))
+        last = self._last(path)
+        # The inverse of a noise level need not give the data's time to all digits.
+        end = _of_ratios([last], path) if last else (0.0,)
+        return check_times((*_of_ratios(ratios, path), *end))
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
         """See `GrowingGrid`."""
         level = _karras(index / steps, self.sigma_min, self.sigma_max, self.rho)
-        return path.time_of_ratio(jnp.where(index >= steps, self._last(path), level))
+        last = self._last(path)
+        t = path.time_of_ratio(jnp.where(index >= steps, last, level))
+        return t if last else jnp.where(index >= steps, 0.0, t)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,10 +519,13 @@ class PathGrid:
         ``n`` upper ones of ``n + 1`` levels, ``80, 2.5, 0`` in two steps; a solver's
         are EDM's own, `KarrasGrid`, whose last step starts at ``sigma_min``.
       floor: whether the steps of a student end at ``sigma_min`` instead of 0.
+      levels: on EDM the levels at which all steps but the first begin, for numbers of
+        steps for which a paper names them: ``((0.821,),)`` for two.
     """
 
     solved: bool = False
     floor: bool = False
+    levels: tuple[tuple[float, ...], ...] = ()
 
     def _of(self, path: Path) -> GrowingGrid:
         if not path.exploding:
@@ -481,10 +536,14 @@ class PathGrid:
         return KarrasPoints(*ends, end=None if self.floor else 0.0)
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        return self._of(path)(steps, path)
+        even = self._of(path)(steps, path)
+        for row in self.levels if path.exploding else ():
+            if len(row) == steps - 1:
+                return check_times((even[0], *row, even[-1]))
+        return even
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
-        """See `GrowingGrid`."""
+        """See `GrowingGrid`; without ``levels``."""
         return self._of(path).at(index, steps, path)
 
 
@@ -516,7 +575,7 @@ class TableGrid:
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         for row in self.starts:
-            if len(row) == _checked_steps(steps):
+            if len(row) == checked_steps(steps):
                 return check_times((*self._times(row, path), 0.0))
         return self.other(steps, path)
 
@@ -549,7 +608,7 @@ class ShiftedGrid:
             )
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        n = _checked_steps(steps)
+        n = checked_steps(steps)
         shares = [1.0 - i / (n - 1 + self.last) for i in range(n)]
         return check_times(
             (*(path.t_max * shifted(u, self.shift) for u in shares), 0.0)

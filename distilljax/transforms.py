@@ -162,6 +162,8 @@ def weight_by_density_ratio(
     logits: Array,
     h: Callable[[Array], Array],
     expected: Array | float = 1.0,
+    *,
+    clip: tuple[float, float] = (0.1, 20.0),
 ) -> Correction:
     """Weight ``h(r) / mean h(r)`` with ``r = exp(logit)`` the ratio real over fake.
 
@@ -171,6 +173,7 @@ def weight_by_density_ratio(
       h: ``r^2 f''(r)`` of the f-divergence, see `losses.divergences`.
       expected: running mean of the ratio at the noise level of each sample, ``[B]``,
         which divides it.
+      clip: smallest and largest ratio.
 
     Returns:
       The reweighted correction; couples the samples of a batch through the mean.
@@ -179,7 +182,7 @@ def weight_by_density_ratio(
       Xu et al., One-step Diffusion Models with f-Divergence Distribution Matching,
         2025, arXiv:2502.15681, eq. 8.
     """
-    weight = h(density_ratio(logits) / (sg(jnp.asarray(expected)) + 1e-6))
+    weight = h(density_ratio(logits, *clip) / (sg(jnp.asarray(expected)) + 1e-6))
     return scale(c, weight / (jnp.mean(weight) + 1e-6))
 
 

@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    ("errors", "storage", "axes"),
-    ("paths", "predictions", "fields", "flow_maps", "solvers", "times"),
+    ("errors", "storage", "axes", "shares"),
+    ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
     ("oracles", "sampling", "draws", "editing", "adapters"),

@@ -15,6 +15,8 @@ from tests.exact import BRIDGES, PATHS, allclose, inner_times, normal
 
 pytestmark = pytest.mark.usefixtures("x64")
 ALL = {**PATHS, **BRIDGES}
+# alphas_cumprod of Stable Diffusion's scheduler at the timesteps 199 and 699.
+STABLE_DIFFUSION = {0.2: 0.7552383611581192, 0.7: 0.0831283308658812}
 
 
 @pytest.fixture(params=sorted(PATHS))
@@ -42,6 +44,11 @@ def any_path(request):
             paths.vp_cosine(0.0),
             lambda t: math.cos(math.pi * t / 2),
             lambda t: math.sin(math.pi * t / 2),
+        ),
+        (
+            paths.vp_scaled_linear(),
+            lambda t: STABLE_DIFFUSION[t] ** 0.5,
+            lambda t: (1 - STABLE_DIFFUSION[t]) ** 0.5,
         ),
         (paths.bridge_linear(0.4), lambda t: 1 - t, lambda t: 0.4 * t),
         (paths.bridge_residual(2.0), lambda t: 1 - t, lambda t: 2 * math.sqrt(t)),
@@ -239,3 +246,23 @@ def test_paths_are_values():
     assert paths.linear(0.5) != paths.linear()
     assert paths.edm(80.0) != paths.edm(40.0)
     assert len({paths.trigflow(), paths.trigflow(1.0), paths.vp()}) == 2
+
+
+def test_stable_diffusions_clock_is_inverted_between_and_at_its_steps():
+    path = paths.vp_scaled_linear()
+    t = jnp.asarray([0.0, 0.0005, 0.001, 0.2, 0.6257, 1.0])
+    allclose(path.time_of_angle(path.angle(t)), t, 1e-9)
+    allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, jnp.ones(6))
+    # SiD-LSG's first timestep is SiD's sigma_init.
+    ratio = path.sigma(jnp.asarray(0.626)) / path.alpha(jnp.asarray(0.626))
+    assert float(ratio) == pytest.approx(2.5, rel=1e-3)
+    inner = jnp.asarray([0.2505, 0.9005])
+    step = 1e-5
+    slope = (path.alpha(inner + step) - path.alpha(inner - step)) / (2 * step)
+    allclose(path.alpha_dot(inner), slope, 1e-6)
+
+
+@pytest.mark.parametrize(("start", "end", "steps"), [(0.0, 0.1, 9), (0.1, 0.2, 0)])
+def test_a_schedule_without_noise_or_steps_is_refused(start, end, steps):
+    with pytest.raises(ValueError, match="beta_start and beta_end"):
+        paths.vp_scaled_linear(start, end, steps)

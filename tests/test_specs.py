@@ -4,8 +4,17 @@ import inspect
 
 import pytest
 
-from distilljax import draws, losses, metrics, paths, solvers, times, transforms
-from distilljax.methods import CATALOGUE
+from distilljax import (
+    clocks,
+    draws,
+    losses,
+    metrics,
+    paths,
+    solvers,
+    times,
+    transforms,
+)
+from distilljax.methods import CATALOGUE, fits
 from distilljax.specs import parse, resolve
 
 
@@ -29,6 +38,17 @@ from distilljax.specs import parse, resolve
             "Mixture(((0.7, LogitNormal()), (0.3, Point(1.0))))",
             times.Mixture(((0.7, times.LogitNormal()), (0.3, times.Point(1.0)))),
         ),
+        (
+            "ByPath(central(0.02), edm=KarrasUniform(0.02, 0.98), vp=Timesteps())",
+            clocks.ByPath(
+                times.central(0.02),
+                edm=clocks.KarrasUniform(0.02, 0.98),
+                vp=clocks.Timesteps(),
+            ),
+        ),
+        (repr(clocks.CLOCK_GRID), clocks.CLOCK_GRID),
+        ("Fit('x0', weight=MinSNR(5.0))", fits.Fit("x0", weight=fits.MinSNR(5.0))),
+        ("vp_scaled_linear()", paths.vp_scaled_linear()),
         ("TableGrid(((1.0, 0.5),))", times.TableGrid(((1.0, 0.5),))),
         ("trigflow(0.5)", paths.trigflow(0.5)),
         ("Heun()", solvers.Heun()),

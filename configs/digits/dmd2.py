@@ -26,7 +26,7 @@ def get_config():
             "slots": (5, 2, 2, 4),
             "critic_steps": 2,
             "gan_weight": 0.01,
-            "gan_critic_weight": 0.01,
+            "gan_critic_weight": 0.02,
             "gan_law": "Uniform(0.0, 0.5)",
             "floor": 0.05,
             "warm_start": 700,

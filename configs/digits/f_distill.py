@@ -18,7 +18,7 @@ def get_config():
             "divergence": "js",
             "critic_steps": 2,
             "gan_weight": 0.01,
-            "gan_critic_weight": 0.01,
+            "gan_critic_weight": 0.02,
             "floor": 0.05,
         },
         cycles=1000,

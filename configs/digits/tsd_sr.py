@@ -20,7 +20,7 @@ from distilljax.recipes import digits_card
 def get_config():
     return digits_card(
         "tsd_sr",
-        {"start": "degraded"},
+        {"start": "degraded", "critic_law": "Uniform()"},
         source="degraded_digits",
         network={"image_channels": 1},
         lora={"roles": ("student", "fake_score"), "rank": 16},

@@ -239,7 +239,7 @@ def _entries() -> dict[str, Entry]:
                 **_rolled_out(n),
                 "critic_steps": 2,
                 "gan_weight": 0.01,
-                "gan_critic_weight": 0.01,
+                "gan_critic_weight": 0.02,
                 "warm_start": k // 2,
                 "warm_start_draw": TeacherTrajectory(
                     n, max(8 // n, 2), solver=DPMSolverPP2M()
@@ -278,7 +278,7 @@ def _entries() -> dict[str, Entry]:
             lambda k, n: {
                 **_matched(n),
                 "gan_weight": 0.01,
-                "gan_critic_weight": 0.01,
+                "gan_critic_weight": 0.02,
             },
             _matching,
             each=True,

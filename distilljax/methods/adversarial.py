@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from distilljax import losses
+from distilljax.clocks import CLOCK_GRID
 from distilljax.context import Context
 from distilljax.draws import Denoised, Guidance
 from distilljax.method import Citation, Method, Role, Sampling, Term, check
@@ -25,7 +26,7 @@ from distilljax.methods.parts import (
 )
 from distilljax.paths import Path
 from distilljax.sampling import Consistency
-from distilljax.times import EvenGrid, Grid, Law, LogitNormal, Schedule
+from distilljax.times import Grid, Law, LogNormal, Schedule
 
 Array = jax.Array
 
@@ -42,16 +43,17 @@ LADD = Citation(
 def ladd(
     *,
     steps: int = 4,
-    grid: Grid = EvenGrid(),
+    grid: Grid = CLOCK_GRID,
     shares: tuple[float, ...] | None = None,
     draw: Callable[[Context], Any] | None = None,
-    law: Law = LogitNormal(1.0, 1.0),
+    law: Law = LogNormal(1.0, 1.0),
     hinge: bool = True,
     misaligned: bool = False,
     scales: Guidance | None = None,
     critic_weight: Schedule = 1.0,
     r1_weight: Schedule = 0.0,
     r1_std: float = 0.1,
+    r1_clean: bool = False,
     critic_steps: int = 1,
     told_start: bool = False,
     path: Path | None = None,
@@ -64,20 +66,24 @@ def ladd(
     of their own. The data are the teacher's own guided samples in the paper, so that
     guidance needs no place in the loss; real data serve as well.
 
-    FastGen's variant takes the non-saturating loss (``hinge=False``) and an approximate
-    R1 penalty whose noise it adds to the clean sample while telling the network the
-    time of the noised one; here it goes to the re-noised sample, and the penalty is
-    divided by ``r1_std^2``, so that it estimates ``|grad logit|^2``.
+    There is no release of the authors. NVlabs/FastGen's variant takes the
+    non-saturating loss (``hinge=False``), five updates in which the discriminator has
+    four (``critic_steps=4``), and an approximate R1 penalty whose noise it adds to the
+    clean sample while telling the network the time of the noised one
+    (``r1_clean=True``, weight 100 to 1000); by default it goes to the re-noised sample,
+    and the penalty is divided by ``r1_std^2``, so that it estimates ``|grad logit|^2``.
 
     Args:
       steps: number of steps of the sampler that the student shall serve.
-      grid: its time grid.
+      grid: its time grid; by default even steps of the network's clock, on an EDM path
+        of the index into Karras's table.
       shares: probability of each start time in training, from noise to data; default
         equal. One-step quality wants most of it on the first.
       draw: how the student's samples are made in place of these three: a draw such as
         `draws.Jump`, whose times follow a law.
-      law: times of the discriminator, in the path's clock; where they lie settles
-        whether structure (noisy) or texture is judged.
+      law: times of the discriminator; where they lie settles whether structure (noisy)
+        or texture is judged. The paper's ``t = sigmoid(N(1, 1))`` of the linear path is
+        ``log(sigma/alpha) ~ N(1, 1)``, which is taken on every path.
       hinge: hinge losses; otherwise the non-saturating pair.
       misaligned: whether data under a neighbour's condition counts as fake; it couples
         the samples of a batch, which forbids accumulation.
@@ -85,6 +91,9 @@ def ladd(
       critic_weight: weight of the discriminator's loss; SANA-Sprint halves it.
       r1_weight: weight of the penalty; the number 0 leaves it out.
       r1_std: perturbation of the penalty.
+      r1_clean: whether the penalty is FastGen's: ``(logit(x0 + r1_std n, t) -
+        logit(x_t, t))^2`` without division, the moved clean sample shown at the time of
+        the noised one.
       critic_steps: discriminator updates per student update; on small problems one
         diverges, and four with ``r1_weight`` 0.1 do not.
       told_start: whether the discriminator is told the time from which the student's
@@ -107,11 +116,11 @@ def ladd(
     )
 
     def penalty(ctx: Context) -> Array:
-        p = path_of(ctx, path)
-        x_t, t, _ = noised(ctx, ctx.data["x0"], law, p)
-        moved = x_t + r1_std * ctx.normal("perturbation", x_t)
+        p, x0 = path_of(ctx, path), ctx.data["x0"]
+        x_t, t, _ = noised(ctx, x0, law, p)
+        moved = (x0 if r1_clean else x_t) + r1_std * ctx.normal("perturbation", x_t)
         found, perturbed = (judged(ctx, x, t, p, "teacher")[1] for x in (x_t, moved))
-        return losses.approximate_r1(found, perturbed, r1_std)
+        return losses.approximate_r1(found, perturbed, 1.0 if r1_clean else r1_std)
 
     terms = (tell_apart(law, path, critic_weight, detect, "teacher", misaligned),)
     if not (isinstance(r1_weight, (int, float)) and r1_weight == 0):

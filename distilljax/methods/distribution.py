@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses, transforms
+from distilljax.clocks import CLOCK_GRID, ByPath, KarrasUniform, Timesteps
 from distilljax.context import Context
 from distilljax.corrections import Correction
 from distilljax.draws import Rollout, TeacherTrajectory, Trajectory
@@ -23,11 +24,12 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.methods.fits import Fit, fit_score
 from distilljax.methods.parts import (
     BELOW_NOISE,
     feature_roles,
-    fit_score,
     fool,
+    guidance_needs,
     noised,
     path_of,
     student_draws,
@@ -38,7 +40,7 @@ from distilljax.methods.parts import (
 )
 from distilljax.paths import Path
 from distilljax.sampling import Consistency
-from distilljax.times import EvenGrid, Grid, Law, Schedule, Uniform, central
+from distilljax.times import Grid, Law, LogNormal, Product, Schedule, Uniform, central
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -59,6 +61,14 @@ SID = Citation(
     "arXiv:2404.04057",
     "eq. 23, Algorithm 1",
 )
+SID_LSG = Citation(
+    "sid_lsg",
+    "Long and Short Guidance in Score identity Distillation for One-Step Text-to-Image "
+    "Generation",
+    "Zhou, Wang, Zheng, Huang",
+    2024,
+    "arXiv:2406.01561",
+)
 GDMD = Citation(
     "gdmd",
     "Guiding Distribution Matching Distillation with Gradient-Based Reinforcement "
@@ -67,6 +77,20 @@ GDMD = Citation(
     2026,
     "arXiv:2604.19009",
 )
+
+# DMD2's times: of 1000 levels or timesteps the indices 20 to 980 for the gap, all for
+# fake score and GAN; elsewhere uniform in the clock.
+GAP_TIMES = ByPath(
+    central(0.02), edm=KarrasUniform(0.02, 0.98), vp=Timesteps(0.02, 0.98)
+)
+ALL_TIMES = ByPath(Uniform(), edm=KarrasUniform(), vp=Timesteps())
+# SiD's: continuous places up to 0.8 of Karras's ramp against EDM's own law for the fake
+# score; SiD-LSG's timesteps 20 to 979 for both.
+_LSG_TIMES = Timesteps(0.02, 0.979)
+SID_TIMES = ByPath(
+    central(0.02), edm=KarrasUniform(0.0, 0.8, points=None), vp=_LSG_TIMES
+)
+SID_FIT_TIMES = ByPath(Uniform(), edm=LogNormal(-1.2, 1.2), vp=_LSG_TIMES)
 
 
 def match_scores(
@@ -89,14 +113,15 @@ def match_scores(
 def dmd2(
     *,
     steps: tuple[int, ...] = (1, 2, 4),
-    grid: Grid = EvenGrid(),
-    law: Law = central(0.02),
-    critic_law: Law = Uniform(),
+    grid: Grid = CLOCK_GRID,
+    law: Law = GAP_TIMES,
+    critic_law: Law = ALL_TIMES,
+    fit: Fit = Fit(),
     guidance: float = 1.0,
     critic_steps: int = 5,
     gan_weight: Schedule = 1e-3,
     gan_critic_weight: Schedule = 1e-2,
-    gan_law: Law = Uniform(),
+    gan_law: Law = ALL_TIMES,
     features: str | None = "fake_score",
     warm_start: int = 0,
     warm_start_draw: Trajectory | None = None,
@@ -111,20 +136,29 @@ def dmd2(
     """DMD2: score gap of teacher and fake score, GAN, backward simulation, TTUR.
 
     Student: ``regress(gap / mean|x - D_real|) + gan_weight softplus(-logit)`` on
-    samples of its own rollout. Critic (``critic_steps`` a cycle): flow matching of the
-    fake score on detached samples and the discriminator on its features, which also
-    trains the trunk.
+    samples of its own rollout. Critic (``critic_steps`` a cycle): the fake score is
+    fitted to detached samples, ``|p_psi - p*|^2 + gan_critic_weight (softplus(fake) +
+    softplus(-real))``, and the discriminator's loss on its features also trains it.
+
+    The numbers are those of the release (tianweiy/DMD2) for the network at hand: times,
+    grids and the fit differ between EDM and Stable Diffusion there, see `clocks.ByPath`
+    and `fits.Fit`.
 
     Args:
       steps: numbers of steps that one student shall serve.
-      grid: their time grids.
-      law: times of the gap.
+      grid: their time grids; by default even steps of the network's clock, on an EDM
+        path of the index into Karras's table.
+      law: times of the gap; by default indices 20 to 980 of 1000 on EDM and VP paths,
+        0.02 to 0.98 of the clock elsewhere.
       critic_law: times at which the fake score is fitted, the full range.
+      fit: prediction, path and weight of that fit.
       guidance: scale ``w`` of the teacher; the fake score is never guided.
       critic_steps: critic updates per student update.
       gan_weight: weight of the generator's GAN term in units of `regress` (the mean
         over elements); the number 0 leaves the GAN out.
-      gan_critic_weight: weight of the discriminator's loss beside the score fit.
+      gan_critic_weight: weight of the discriminator's loss beside the mean square of
+        the fit. The term ``fit`` is half of that square, so that the discriminator's
+        term has half of this weight.
       gan_law: times of the diffusion GAN, for real and fake independently.
       features: role on whose features the discriminator sits, see `ctm`; on the fake
         score (the paper's) its loss trains that too, on ``teacher`` heads alone.
@@ -162,12 +196,15 @@ def dmd2(
         return losses.regress(match_scores(ctx, law, path, guidance, floor))
 
     student_terms = (Term("match", match),)
-    critic_terms = (fit_score("fake_score", "x", critic_law, path),)
-    roles = twin_roles(guidance=guidance, fake_needs=needs)
+    critic_terms = (fit_score("fake_score", "x", critic_law, path, fit=fit),)
+    needs_of_fake = needs | guidance_needs(fit.guidance)
+    roles = twin_roles(guidance=guidance, fake_needs=needs_of_fake)
     trains = ("fake_score",)
     if gan:
         student_terms += (fool(gan_law, path, gan_weight, trunk=features),)
-        critic_terms += (tell_apart(gan_law, path, gan_critic_weight, trunk=features),)
+        # The fit is half of the mean square beside which the release has the weight.
+        apart = Product(0.5, gan_critic_weight)
+        critic_terms += (tell_apart(gan_law, path, apart, trunk=features),)
         roles = feature_roles(roles, features, needs)
         trains += ("discriminator",)
     stages, fields = (), frozenset({"x0"} if gan else ())
@@ -229,9 +266,11 @@ def follow_teacher(draw: Trajectory, weights: tuple[float, ...]) -> Phase:
 def sid(
     *,
     alpha: float = 1.2,
-    law: Law = central(0.02),
-    critic_law: Law = Uniform(),
+    law: Law = SID_TIMES,
+    critic_law: Law = SID_FIT_TIMES,
+    fit: Fit = Fit(),
     guidance: float = 1.0,
+    fake_guidance: float = 1.0,
     critic_steps: int = 1,
     steps: tuple[int, ...] = (1,),
     grid: Grid = BELOW_NOISE,
@@ -242,13 +281,22 @@ def sid(
     """SiD: Fisher divergence by score identities, gradient through both networks.
 
     ``<D_real - D_fake, (D_real - x) - alpha (D_real - D_fake)>`` over
-    ``mean |x - D_real|`` (eq. 23), see `losses.fisher`.
+    ``mean |x - D_real|`` (eq. 23), see `losses.fisher`. The releases are
+    mingyuanzhou/SiD for EDM networks, which multiplies the sum over elements by 100
+    where this is the mean, and mingyuanzhou/SiD-LSG for Stable Diffusion, whose long
+    and short guidance is ``sid(alpha=1.0, guidance=2.0, fake_guidance=2.0,
+    fit=Fit(guidance=2.0))``.
 
     Args:
-      alpha: 1.2 in the paper; 1/2 is the exact Fisher gradient, 1 is SIM.
-      law: times of the loss.
-      critic_law: times at which the fake score is fitted.
-      guidance: scale ``w`` of the teacher.
+      alpha: 1.2 in the paper; 1/2 is the exact Fisher gradient, 1 is SIM and SiD-LSG.
+      law: times of the loss; by default uniform over the lower 0.8 of Karras's ramp on
+        an EDM path (the release's ``tmax = 800``), timesteps 20 to 979 of 1000 on a VP
+        path, 0.02 to 0.98 of the clock elsewhere.
+      critic_law: times at which the fake score is fitted; ``log sigma ~ N(-1.2,
+        1.2^2)`` on an EDM path, timesteps 20 to 979 on a VP path.
+      fit: prediction, path, weight and guidance of that fit (``kappa_1`` of SiD-LSG).
+      guidance: scale ``w`` of the teacher, ``kappa_4`` of SiD-LSG.
+      fake_guidance: scale of the fake score in the loss, ``kappa_2 = kappa_3``.
       critic_steps: critic updates per student update; 1 in the paper, 4 on small
         problems, where 2 are too few.
       steps: numbers of steps that the student shall serve; the paper's is one.
@@ -270,20 +318,21 @@ def sid(
         p = path_of(ctx, path)
         x = ctx.data["x"]
         x_t, t, _ = noised(ctx, x, law, p)
-        real, fake = twin_predictions(ctx, x_t, t, p, guidance)
+        real, fake = twin_predictions(ctx, x_t, t, p, guidance, fake_guidance)
         return losses.fisher(x, real, fake, alpha=alpha, floor=floor)
 
-    fit = fit_score("fake_score", "x", critic_law, path)
+    fitting = fit_score("fake_score", "x", critic_law, path, fit=fit)
+    needs |= guidance_needs(fake_guidance) | guidance_needs(fit.guidance)
     return check(
         Method(
             name="sid",
             roles=twin_roles(guidance=guidance, fake_needs=needs),
             phases=twin_phases(
-                (fit,), (Term("fisher", identities),), draws, critic_steps
+                (fitting,), (Term("fisher", identities),), draws, critic_steps
             ),
             batch=frozenset(),
             sampling=Sampling(grid, Consistency(), path, two_time=False),
-            cite=(SID,),
+            cite=(SID,) if fake_guidance == 1 else (SID, SID_LSG),
         )
     )
 
@@ -295,9 +344,10 @@ def gdmd(
     matching: float = 1.0,
     advantage_bound: float = 5.0,
     steps: tuple[int, ...] = (1, 2, 4),
-    grid: Grid = EvenGrid(),
-    law: Law = central(0.02),
-    critic_law: Law = Uniform(),
+    grid: Grid = CLOCK_GRID,
+    law: Law = GAP_TIMES,
+    critic_law: Law = ALL_TIMES,
+    fit: Fit = Fit(),
     guidance: float = 1.0,
     critic_steps: int = 5,
     floor: float | None = None,
@@ -305,6 +355,10 @@ def gdmd(
     path: Path | None = None,
 ) -> Method:
     """GDMD: a reward scores the *target* of each DMD update and weights that update.
+
+    The student rests at the teacher's law whatever the reward: the reward changes the
+    pace of distribution matching, not where it ends. With the default options the
+    weight of an update lies in [0.65, 1.35] for four targets.
 
     For every sample, ``targets`` re-noised points give implicit targets ``y_i = x +
     direction_i``; rewards ``r_i = value(y_i, cond)`` are normalised over the targets of
@@ -343,6 +397,7 @@ def gdmd(
       grid: see `dmd2`.
       law: see `dmd2`.
       critic_law: see `dmd2`.
+      fit: see `dmd2`.
       guidance: see `dmd2`.
       critic_steps: see `dmd2`.
       floor: see `dmd2`.
@@ -386,17 +441,17 @@ def gdmd(
             {"reward": jnp.mean(scores), "reward_spread": jnp.mean(spread)},
         )
 
-    fit = fit_score("fake_score", "x", critic_law, path)
+    fitting = fit_score("fake_score", "x", critic_law, path, fit=fit)
     return check(
         Method(
             name="gdmd",
             roles=twin_roles(
                 guidance=guidance,
-                fake_needs=needs,
+                fake_needs=needs | guidance_needs(fit.guidance),
                 reward=Role("reward", init="given"),
             ),
             phases=twin_phases(
-                (fit,), (Term("rewarded", rewarded),), draws, critic_steps
+                (fitting,), (Term("rewarded", rewarded),), draws, critic_steps
             ),
             batch=frozenset(),
             sampling=Sampling(grid, Consistency(), path, two_time=False),

@@ -12,23 +12,24 @@ import jax.numpy as jnp
 from distilljax import losses
 from distilljax.axes import untyped
 from distilljax.binding import Bound
+from distilljax.clocks import ByPath
 from distilljax.context import Context
 from distilljax.draws import Denoised, Guidance, Jump, Part, Rollout, Scales
-from distilljax.fields import Field
+from distilljax.fields import Field, guided
 from distilljax.method import Phase, Role, Term
 from distilljax.paths import Path, Time, expand
-from distilljax.predictions import VELOCITY, Prediction, convert, kind_of
+from distilljax.predictions import Prediction, convert, kind_of
 from distilljax.times import AngleGrid, Law, Schedule
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
 TEACHER = Role(init="given")
-# Generation from ``sigma/alpha = 2.5`` on, SiD's ``sigma_init``: that is 0.758 of the
-# noise angle. From pure noise a student that begins as the teacher's denoiser makes all
-# samples near the mean of the data; where modes lie far apart, matching then takes all
-# of them to one mode.
-BELOW_NOISE = AngleGrid(0.758)
+# Generation from ``sigma/alpha = 2.5`` on: SiD's ``sigma_init`` for EDM, timestep 625
+# of SiD-LSG for Stable Diffusion; that is 0.758 of the noise angle. From pure noise a
+# student that begins as the teacher's denoiser makes all samples near the mean of the
+# data; where modes lie far apart, matching then takes all of them to one mode.
+BELOW_NOISE = ByPath(AngleGrid(0.758), edm=AngleGrid(ratio=2.5))
 # Draws that can say from which time a sample was made.
 TIMED = (Rollout, Denoised, Jump)
 
@@ -107,7 +108,12 @@ def twin_phases(
 
 
 def told_field(
-    ctx: Context, role: str, kind: str | Prediction, path: Path, told: Array | None
+    ctx: Context,
+    role: str,
+    kind: str | Prediction,
+    path: Path,
+    told: Array | None,
+    guidance: float = 1.0,
 ) -> Field:
     """A network as a field that is told a time of the sample as its second time.
 
@@ -117,16 +123,23 @@ def told_field(
       kind: kind wanted.
       path: path on which the field is called.
       told: the time ``[B]``, None for the plain field.
+      guidance: scale of the field, 1 for none.
     """
     net = ctx.nets[role]
     if told is None:
-        return net.prediction(ctx.cond, kind=kind, path=path)
-    f = net.flow_map(ctx.cond, path=path, two_time=True)
+        return net.guided(ctx.data, guidance, kind=kind, path=path)
 
-    def field(x: Array, t: Time) -> Array:
-        return convert(path, f.output(x, t, told), x, t, f.kind, kind_of(kind))
+    def under(cond: Any) -> Field:
+        f = net.flow_map(cond, path=path, two_time=True)
 
-    return field
+        def field(x: Array, t: Time) -> Array:
+            return convert(path, f.output(x, t, told), x, t, f.kind, kind_of(kind))
+
+        return field
+
+    if guidance == 1:
+        return under(ctx.cond)
+    return guided(under(ctx.cond), under(net.null_condition(ctx.data)), guidance)
 
 
 def student_draws(
@@ -155,16 +168,21 @@ def student_draws(
 
 
 def twin_predictions(
-    ctx: Context, x_t: Array, t: Array, path: Path, guidance: float
+    ctx: Context,
+    x_t: Array,
+    t: Array,
+    path: Path,
+    guidance: float,
+    fake_guidance: float = 1.0,
 ) -> tuple[Array, Array]:
     """``(D_real, D_fake)``: predictions of the guided teacher and the fake score.
 
     The fake score is told where the sample was made from if the data say that, see
-    `student_draws`.
+    `student_draws`; it is guided by SiD-LSG and TSD-SR alone.
     """
     real = ctx.nets.teacher.guided(ctx.data, guidance, path=path)(x_t, t)
     told = ctx.data.get("x_start")
-    fake = told_field(ctx, "fake_score", "x0", path, told)(x_t, t)
+    fake = told_field(ctx, "fake_score", "x0", path, told, fake_guidance)(x_t, t)
     return real, fake
 
 
@@ -177,8 +195,17 @@ def noised(
     return path.noise(x, eps, t), t, eps
 
 
-def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
+def dropped(
+    ctx: Context, net: Bound, share: float, chances: Array | None = None
+) -> tuple[Any, Array | None]:
     """The condition with a random share replaced by the null condition.
+
+    Args:
+      ctx: of the term; the draw is called ``drop``.
+      net: network whose null condition it is.
+      share: mean share of the samples, 0 for none.
+      chances: chance of every sample ``[B]``, default ``share``. A draw of exactly 0,
+        one in eight million, drops any sample.
 
     Returns:
       ``(condition, dropped [B] bool)``; the second is None if nothing is dropped.
@@ -186,7 +213,8 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     cond = ctx.cond
     if cond is None or share == 0:
         return cond, None
-    drop = ctx.uniform("drop") < share
+    chances = share if chances is None else jnp.maximum(chances, 1e-7)
+    drop = ctx.uniform("drop") < chances
     return chosen(drop, net.null_condition(ctx.data), cond), drop
 
 
@@ -197,34 +225,6 @@ def chosen(on: Array, a: Any, b: Any) -> Any:
         return jnp.where(on.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
     return jax.tree.map(pick, a, b)
-
-
-def fit_score(
-    role: str, sample: str, law: Law, path: Path | None, weight: Schedule = 1.0
-) -> Term:
-    """Term that fits a score network to the student's samples by flow matching.
-
-    ``|v_psi(x_t, t) - (alpha' x + sigma' eps)|^2 / 2`` on ``x_t`` noised from the
-    detached sample; on TrigFlow the denoiser loss over ``sin^2 t`` (rCM). It is told
-    where the sample was made from if the data say that, see `student_draws`.
-
-    Args:
-      role: network that is fitted.
-      sample: data field with the student's samples.
-      law: times, over the full range.
-      path: path; default the role's network's.
-      weight: weight of the term.
-    """
-
-    def loss(ctx: Context) -> Array:
-        p = path_of(ctx, path, role)
-        x = sg(ctx.data[sample])
-        x_t, t, eps = noised(ctx, x, law, p)
-        told = ctx.data.get(f"{sample}_start")
-        v = told_field(ctx, role, VELOCITY, p, told)(x_t, t)
-        return losses.regress(losses.toward(v, p.velocity(x, eps, t)))
-
-    return Term("fit", loss, weight)
 
 
 def feature_roles(

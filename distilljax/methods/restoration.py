@@ -12,8 +12,8 @@ from distilljax.context import Context
 from distilljax.corrections import correct
 from distilljax.draws import Rollout
 from distilljax.method import Citation, Method, Sampling, Term, check
+from distilljax.methods.fits import Fit, fit_score
 from distilljax.methods.parts import (
-    fit_score,
     guidance_needs,
     path_of,
     twin_phases,
@@ -21,9 +21,9 @@ from distilljax.methods.parts import (
 )
 from distilljax.metrics import Metric, half_mse
 from distilljax.paths import Path, expand
-from distilljax.predictions import X0, decompose
+from distilljax.predictions import EPS, VELOCITY, X0, convert
 from distilljax.sampling import Consistency
-from distilljax.times import EvenGrid, Law, Schedule, Uniform, central
+from distilljax.times import EvenGrid, Law, Schedule, central
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -56,14 +56,29 @@ class Restored:
         return f(p.start(ctx.data[self.of]), p.t_max, 0.0)
 
 
+def _falling(t: Array, count: int, spacing: float, shift: float) -> Array:
+    """Times of a trajectory from ``t`` on, ``[count, B]``, shares of the clock.
+
+    Even steps of the clock without its shift, which end at 0.001 at the latest.
+    """
+    plain = t / (shift - (shift - 1.0) * t)
+    end = jnp.maximum(plain - count * spacing, jnp.minimum(0.001, plain))
+    part = jnp.arange(count, dtype=t.dtype)[:, None] / count
+    even = plain + part * (end - plain)
+    return shift * even / (1.0 + (shift - 1.0) * even)
+
+
 def tsd_sr(
     *,
     start: str | None = None,
     share: float = 0.7,
     weights: tuple[float, ...] = (1.0, 0.3, 0.3, 0.3),
     spacing: float = 0.05,
+    shift: float = 1.0,
+    raw_velocity: bool = False,
     law: Law = central(0.05),
-    critic_law: Law = Uniform(),
+    critic_law: Law = central(0.05),
+    fit: Fit = Fit(),
     guidance: float = 1.0,
     fake_guidance: float = 1.0,
     regression_weight: Schedule = 2.0,
@@ -83,11 +98,17 @@ def tsd_sr(
     moves along ``g``. On the linear path ``sigma (D_real - D_fake)`` is ``t^2 (v_fake -
     v_real)``. Besides, ``x`` is regressed on ``x0``.
 
-    The released code subtracts raw velocities in the second bracket. Between two points
-    these are no noise predictions, and on Gaussian data of standard deviation ``s`` the
-    difference pushes away from ``x0`` for ``t < s^2 / (1 + s^2)``; the noise form used
-    here always pulls. Its injection of the output into the trajectory stands in a block
-    without gradient and is left out.
+    The released script (Microtreei/TSD-SR, train/train.py) computes all of this, the
+    distance between ``x`` and its target included, in a block without gradient: as it
+    stands its student learns from the regression alone, and ``use_dasm`` is off, which
+    is ``weights=(1.0,)``. This is the term of the paper, with its gradient.
+
+    The script subtracts raw velocities in the second bracket, ``sigma (v_real(a) -
+    v_real(b))`` (``raw_velocity=True``). Between two points these are no noise
+    predictions, and on Gaussian data of standard deviation ``s`` the difference pushes
+    away from ``x0`` for ``t < s^2 / (1 + s^2)``; the noise form of the default always
+    pulls. The script's fake score is fitted in ``x0`` with a weight of its own draw,
+    whose mean is 1/2 (``fit=Fit("x0")``); the default is the paper's flow matching.
 
     Args:
       start: batch field with the degraded latent that the student starts from in place
@@ -95,9 +116,15 @@ def tsd_sr(
         take noise. None starts from noise, and the degraded image is the condition.
       share: of the score gap against the target score gap, 0.7 in the release.
       weights: of the points of the trajectory; one is the plain form.
-      spacing: of the points, a fraction of the clock; times stay above 0.02 of it.
-      law: first time.
-      critic_law: times at which the fake score is fitted.
+      spacing: of the points, a fraction of the clock. A trajectory that would pass
+        0.001 of the clock ends there, in even steps.
+      shift: shift of the clock in which the points are spaced evenly, see
+        `times.Shifted`; 3 for Stable Diffusion 3, with
+        ``law=Shifted(central(0.05), 3)``.
+      raw_velocity: whether the second bracket is the script's.
+      law: first time; the script's indices 50 to 949 of 1000.
+      critic_law: times at which the fake score is fitted, the same.
+      fit: prediction, path and weight of that fit, see `fits.Fit`.
       guidance: scale ``w`` of the teacher, 7.5 in the release.
       fake_guidance: scale of the fake score, which no other method guides; the release
         sets it to the teacher's.
@@ -120,31 +147,33 @@ def tsd_sr(
         real = ctx.nets.teacher.guided(ctx.data, guidance, path=p)
         fake = ctx.nets.fake_score.guided(ctx.data, fake_guidance, path=p)
         direction = jnp.zeros_like(x)
+        times = _falling(t / p.t_max, len(weights), spacing, shift) * p.t_max
+        held = VELOCITY if raw_velocity else EPS
         for i, weight in enumerate(weights):
-            real_a, fake_a, real_b = real(a, t), fake(a, t), real(b, t)
-            eps_a = decompose(p, X0, real_a, a, t)[1]
-            eps_b = decompose(p, X0, real_b, b, t)[1]
-            sigma = p.sigma(expand(t, x))
+            now = times[i]
+            real_a, fake_a, real_b = real(a, now), fake(a, now), real(b, now)
+            held_a = convert(p, real_a, a, now, X0, held)
+            held_b = convert(p, real_b, b, now, X0, held)
+            sigma = p.sigma(expand(now, x))
             gap = share * (real_a - fake_a)
-            gap -= (1.0 - share) * sigma * (eps_a - eps_b)
+            gap -= (1.0 - share) * sigma * (held_a - held_b)
             direction += weight * sigma * gap
             if i + 1 < len(weights):
-                after = jnp.maximum(t - spacing * p.t_max, 0.02 * p.t_max)
-                a, b = p.jump(fake_a, a, t, after), p.jump(real_b, b, t, after)
-                t = after
+                after = times[i + 1]
+                a, b = p.jump(fake_a, a, now, after), p.jump(real_b, b, now, after)
         return losses.regress(correct(x, direction))
 
     def restore(ctx: Context) -> Array:
         return losses.regress(losses.toward(ctx.data["x"], ctx.data["x0"]), metric)
 
-    fit = fit_score("fake_score", "x", critic_law, path)
-    fake_needs = guidance_needs(fake_guidance)
+    fitting = fit_score("fake_score", "x", critic_law, path, fit=fit)
+    fake_needs = guidance_needs(fake_guidance) | guidance_needs(fit.guidance)
     terms = (Term("match", match), Term("restore", restore, regression_weight))
     return check(
         Method(
             name="tsd_sr",
             roles=twin_roles(guidance=guidance, fake_needs=fake_needs),
-            phases=twin_phases((fit,), terms, draws, critic_steps),
+            phases=twin_phases((fitting,), terms, draws, critic_steps),
             batch=frozenset({"x0"} if start is None else {"x0", start}),
             sampling=Sampling(
                 EvenGrid(), Consistency(), path, two_time=False, start=start

@@ -14,6 +14,7 @@ from flax import nnx
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.networks.adapter import cast, pure, times_over, widen
+from distilljax.networks.bottleneck_head import BottleneckHead
 from distilljax.networks.conditions import vector_of
 from distilljax.networks.embeddings import (
     ConditionEmbedding,
@@ -27,7 +28,7 @@ from distilljax.networks.patch_heads import PatchHeads
 from distilljax.paths import Path
 
 Array = jax.Array
-KINDS = ("pooled", "patches", "projected")
+KINDS = ("bottleneck", "pooled", "patches", "projected")
 
 
 class Head(nnx.Module):
@@ -108,7 +109,7 @@ def head(
     product: bool = False,
     num_classes: int | None = None,
     cond_features: int | None = None,
-    width: int = 128,
+    width: int | None = None,
     layers: int = 1,
     frequencies: Frequencies = Frequencies(),
     second_time: bool = False,
@@ -119,9 +120,13 @@ def head(
 
     | kind | logits | as in |
     |---|---|---|
-    | `pooled` | one, of all taps averaged over their positions | DMD2 |
+    | `bottleneck` | one, by convolutions on the last tap, no time, no label | DMD2 |
+    | `pooled` | one, of all taps averaged over their positions | - |
     | `patches` | one per position of every tap, by a head per tap | LADD, SANA-Sprint |
     | `projected` | the same on taps mixed by fixed random projections | Projected GAN |
+
+    `pooled` is the house's small head; of its features' places nothing is left, and it
+    is told time, label and, where a method asks, the time from which a sample was made.
 
     GAN losses average the logits of a sample, so that taps count by their positions (as
     in the public codes, which join the logits of all heads). Those of LADD and
@@ -136,14 +141,15 @@ def head(
       kind: see above.
       product: whether the condition enters the logits of a position by an inner product
         of its embedding with the hidden features there, over ``sqrt(width)``; otherwise
-        the embedding is added to the hidden features. Not with ``pooled``.
+        the embedding is added to the hidden features. Not for a single logit.
       num_classes: takes labels ``[B]``, the null class included.
       cond_features: takes embeddings ``[B, d]`` instead.
-      width: of its hidden layers.
-      layers: hidden layers after the first projection.
-      frequencies: of the time embedding.
+      width: of its hidden layers; default 128, and the tap's own for ``bottleneck``.
+      layers: hidden layers after the first projection; ``bottleneck`` has as many as
+        the positions take.
+      frequencies: of the time embedding, which ``bottleneck`` has not.
       second_time: whether it is told a second time, that from which a sample was made
-        (``told_start`` of `methods.ladd` and `methods.dmd2`).
+        (``told_start`` of `methods.ladd` and `methods.dmd2`); not for ``bottleneck``.
       dtype: compute dtype, see `functionalize`.
       name: how errors call it.
 
@@ -169,13 +175,18 @@ def head(
         )
     if kind not in KINDS:
         raise ValueError(unknown("kind of head", kind, KINDS))
-    if product and kind == "pooled":
+    if product and kind in ("pooled", "bottleneck"):
         raise ValueError(
-            "product=True is for heads with a logit per position, got kind='pooled'; "
+            f"product=True is for heads with a logit per position, got kind={kind!r}; "
             "use kind='patches' or 'projected'"
         )
+    if second_time and kind == "bottleneck":
+        raise ValueError(
+            "kind='bottleneck' is told no times, and second_time=True wants a head "
+            "that is; use kind='pooled', 'patches' or 'projected'"
+        )
     common: dict[str, Any] = {
-        "width": width,
+        "width": 128 if width is None else width,
         "layers": layers,
         "frequencies": Frequencies(*frequencies),
         "second_time": second_time,
@@ -184,6 +195,8 @@ def head(
     }
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
+        if kind == "bottleneck":
+            return BottleneckHead(shapes[-1], width=width, rngs=rngs)
         if kind == "pooled":
             return Head([shape[-1] for shape in shapes], **common, rngs=rngs)
         projected = kind == "projected"

@@ -10,10 +10,12 @@ import pytest
 
 from distilljax import oracles, paths
 from distilljax.binding import Network
+from distilljax.corrections import correct
 from distilljax.method import batches
 from distilljax.methods import gdmd
 from distilljax.methods.distribution import match_scores
 from distilljax.training.cycle import run_cycle
+from distilljax.transforms import weight_by_reward
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play
@@ -122,6 +124,16 @@ def test_the_teacher_attracts_under_the_safe_form_alone(matching, stable):
     past = REAL._replace(mean=REAL.mean + 0.1 * slope)
     moved, _ = update(slope, past, matching=matching)
     assert (float(slope @ moved) < 0) == stable
+
+
+def test_the_default_weights_lie_between_065_and_135():
+    """Four z-scores are at most the root of three, of which the bound takes a fifth."""
+    rewards = jax.random.normal(jax.random.key(3), (4, 1000)) ** 9
+    z = (rewards - jnp.mean(rewards, 0)) / (jnp.std(rewards, 0) + 1e-4)
+    flat = correct(jnp.zeros((1000, 1)), jnp.ones((1000, 1)))
+    weights = jnp.stack([weight_by_reward(flat, row).weight for row in z])
+    assert 0.65 < float(weights.min()) < 0.67
+    assert 1.33 < float(weights.max()) < 1.35
 
 
 def test_rewards_that_say_nothing_of_the_target_average_out():

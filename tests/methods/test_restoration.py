@@ -12,6 +12,7 @@ from distilljax.binding import Bound, Nets
 from distilljax.context import Context
 from distilljax.generation import student_sampler
 from distilljax.methods import tsd_sr
+from distilljax.methods.restoration import _falling
 from distilljax.times import Point
 from tests import exact
 from tests.methods.played import play, vanishes
@@ -165,3 +166,16 @@ def test_the_degraded_image_may_be_the_condition():
         jax.jit(loss)(student, image) for image in (degraded, degraded + 1.0)
     )
     assert bool(jnp.all(jnp.abs(here - elsewhere) > 1e-6))
+
+
+def test_a_trajectory_falls_evenly_in_the_clock_before_its_shift():
+    """Stable Diffusion 3's sigmas of the indices 500, 550 and 600, shifted by 3."""
+    unshifted = np.asarray([0.5, 0.45, 0.4])
+    wanted = 3 * unshifted / (1 + 2 * unshifted)
+    found = _falling(jnp.asarray(wanted[:1]), 3, 0.05, 3.0)
+    np.testing.assert_allclose(found[:, 0], wanted, rtol=1e-6)
+
+
+def test_a_trajectory_that_would_pass_the_data_ends_there_in_even_steps():
+    found = _falling(jnp.asarray([0.081]), 4, 0.05, 1.0)
+    np.testing.assert_allclose(found[:, 0], [0.081, 0.061, 0.041, 0.021], rtol=1e-6)

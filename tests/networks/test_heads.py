@@ -159,3 +159,44 @@ def test_log_weight_fits_a_curve():
     params = network.init(jax.random.key(0))
     losses = jax.lax.scan(step, params, None, length=300)[1]
     assert losses[-1] < 0.05 * losses[0]
+
+
+def bottleneck(side, channels=32):
+    rng = np.random.default_rng(1)
+    shape = (B, side, side, channels)
+    return (
+        jnp.zeros((B, 2 * side, 2 * side, 4)),
+        jnp.asarray(rng.standard_normal(shape), jnp.float32),
+    )
+
+
+@pytest.mark.parametrize(("side", "layers"), [(4, 1), (8, 2), (16, 3), (32, 4)])
+def test_convolutions_halve_the_bottleneck_until_one_logit_is_left(side, layers):
+    """DMD2's head: 8 x 8 takes one halving, SDXL's 32 x 32 three."""
+    head = networks.head(bottleneck(side), kind="bottleneck", num_classes=3)
+    params = jax.eval_shape(head.init, jax.random.key(0))
+    convolutions = [name for name in params if name.startswith("layer_")]
+    assert len(convolutions) == layers
+    for name in convolutions:
+        assert params[name]["convolution"]["kernel"].shape == (4, 4, 32, 32)
+
+
+def test_a_bottleneck_head_sees_places_and_neither_time_nor_label():
+    taps = bottleneck(8)
+    head = networks.head(taps, kind="bottleneck", num_classes=3)
+    params, labels = filled(head), jnp.arange(B) % 3
+    out = logits(head, params, taps, 0.3, labels)
+    assert out.shape == (B,)
+    np.testing.assert_array_equal(out, logits(head, params, taps, 0.9, labels[::-1]))
+    np.testing.assert_array_equal(out, logits(head, params, taps, 0.9))
+    moved = (taps[0], jnp.roll(taps[1], 1, 1))
+    assert (jnp.abs(out - logits(head, params, moved, 0.3)) > 1e-6).all()
+    shallow = (taps[0] + 1.0, taps[1])
+    np.testing.assert_array_equal(out, logits(head, params, shallow, 0.3))
+
+
+def test_a_bottleneck_head_wants_no_second_time_and_no_product():
+    with pytest.raises(ValueError, match="is told no times"):
+        networks.head(features(), kind="bottleneck", second_time=True)
+    with pytest.raises(ValueError, match="a logit per position"):
+        networks.head(features(), kind="bottleneck", product=True)

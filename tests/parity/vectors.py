@@ -152,6 +152,8 @@ def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
         return paths.linear(sigma_d=sigma_d), "velocity"
     if kind == "vp-eps":
         return paths.vp(), "eps"
+    if kind == "sd-eps":
+        return paths.vp_scaled_linear(), "eps"
     if kind == "trigflow-F":
         return paths.trigflow(sigma_d=sigma_d), "F"
     if kind == "policy":
@@ -435,6 +437,51 @@ def gradients(vector: Vector, run: Run) -> tuple[Array, dict[str, dict[str, Arra
     context = functools.partial(Given, table=run.draws)
     with mock.patch("distilljax.training.update.Context", context):
         return jax.jit(jax.value_and_grad(total))(trained)
+
+
+class _Found(Exception):
+    """Carries the law and the path out of the term that asked for them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked(Context):
+    """A context that ends at one draw of times and says of which law it is."""
+
+    draw: str = ""
+
+    def times(self, name, law, path=None):
+        if f"{self.owner}/{name}" == self.draw:
+            raise _Found(law, self.nets["student"].path if path is None else path)
+        return super().times(name, law, path)
+
+    pair = times
+
+
+def law_of(
+    method: Method, networks: Mapping[str, Network], draw: str
+) -> tuple[Any, paths.Path]:
+    """Law and path of the times that a term draws, ``draw`` is ``TERM/NAME``."""
+    shape, batch = (2,), 2
+    setup = make_setup(method, networks, TrainConfig.of({"batch_size": batch}), shape)
+    owner = draw.split("/")[0]
+    state = SimpleNamespace(
+        step=jnp.asarray(0), key=jax.random.key(0), params=dict.fromkeys(method.roles)
+    )
+    for phase in method.phases_at(0):
+        terms = tuple(term for term in phase.terms if term.name == owner)
+        if not terms:
+            continue
+        update = Update(setup, phase._replace(terms=terms, draws={}), state, {}, {})
+        data = {name: jnp.zeros((batch, *shape)) for name in ("x0", "x")}
+        data["cond"] = jnp.zeros((batch,), int)
+        context = functools.partial(Asked, draw=draw)
+        trained = dict.fromkeys(phase.trains)
+        try:
+            with mock.patch("distilljax.training.update.Context", context):
+                update.terms(trained, data, {}, update.key, jnp.asarray(0), {})
+        except _Found as found:
+            return found.args
+    raise KeyError(f"no term of {method.name!r} draws {draw!r}")
 
 
 def flat(vector: Vector, output: str, found: Mapping[str, Any]) -> tuple[Any, Any]:
