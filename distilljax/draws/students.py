@@ -176,7 +176,8 @@ class Rollout:
             steps = (jnp.arange(deepest), times[:-1], times[1:], jnp.stack(noises))
             x, _ = jax.lax.scan(advance, x, steps)
         live, _ = self._maps(ctx, path, ctx.told, leave)
-        return live(sg(x), times[leave], 0.0), times[leave]
+        last = jax.lax.dynamic_index_in_dim(times, leave, keepdims=False)
+        return live(sg(x), last, 0.0), last
 
     def _split(self, ctx: Context, path: Path) -> tuple[Array, Array]:
         assert self.slots is not None

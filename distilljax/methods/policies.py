@@ -30,14 +30,17 @@ def unshifted(path: Path, t: Time, shift: float) -> Array:
     return shifted(jnp.asarray(t) / path.t_max, 1.0 / shift)
 
 
-def _between(path: Path, t: Time, s: Time, steps: int, shift: float) -> list[Time]:
-    """``steps + 1`` times from ``t`` to ``s``, even in ``u``."""
+def _between(path: Path, t: Time, s: Time, steps: int, shift: float) -> Array:
+    """``steps + 1`` times from ``t`` to ``s``, even in ``u``, along the first axis."""
     if steps < 1:
         raise ValueError(f"a policy is followed in at least 1 step, got {steps}")
-    a, b = (unshifted(path, end, shift) for end in (t, s))
-    shares = [i / steps for i in range(1, steps)]
-    inner = [path.t_max * shifted((1.0 - r) * a + r * b, shift) for r in shares]
-    return [t, *inner, s]
+    t, s = jnp.broadcast_arrays(
+        *(jnp.asarray(end, jnp.result_type(float)) for end in (t, s))
+    )
+    a, b = (unshifted(path, end, shift)[None] for end in (t, s))
+    r = (jnp.arange(1, steps) / steps).reshape((-1,) + (1,) * t.ndim)
+    inner = path.t_max * shifted((1.0 - r) * a + r * b, shift)
+    return jnp.concatenate([t[None], inner.astype(t.dtype), s[None]])
 
 
 def velocity(policy: Policy, x: Array, t: Time) -> Array:
@@ -90,7 +93,7 @@ def mean_velocity(
     are computed again in the backward pass, so that only their states are kept.
     """
     path = policy.path
-    times = jnp.stack(_between(path, t, s, steps, shift))
+    times = _between(path, t, s, steps, shift)
     steps_of = times[:-1] - times[1:]
     whole = times[0] - times[-1]
     share = jnp.where(whole > 0, steps_of / guard(whole), 1.0 / steps)
@@ -104,7 +107,8 @@ def mean_velocity(
     def one(carry: tuple[Array, Array], step: tuple[Array, ...]):
         (x, total), (t, s, r) = carry, step
         moved, v = advance(x, t, s)
-        return (moved.astype(x.dtype), total + expand(r, v) * v), None
+        total = total + (expand(r, v) * v).astype(total.dtype)
+        return (moved.astype(x.dtype), total), None
 
     start = (x, jnp.zeros_like(x))
     return jax.lax.scan(one, start, (times[:-1], times[1:], share))[0][1]
