@@ -252,7 +252,7 @@ def sample_of(
 
     Args:
       source: with ``sample_shape`` and ``num_classes``, None for no labels; maybe with
-        ``cond_features`` of embeddings.
+        ``cond_features`` of embeddings, and ``augment_features`` of an augmentation.
       fields: further fields of the samples' shape (``eps`` of a pair).
     """
     like = jax.ShapeDtypeStruct(tuple(source.sample_shape), jnp.float32)
@@ -262,4 +262,10 @@ def sample_of(
         sample["cond"] = jax.ShapeDtypeStruct((features,), jnp.float32)
     elif source.num_classes is not None:
         sample["cond"] = jax.ShapeDtypeStruct((), jnp.int32)
+    changes = getattr(source, "augment_features", None)
+    if changes is not None:
+        told = {"augment": jax.ShapeDtypeStruct((changes,), jnp.float32)}
+        if "cond" in sample:
+            told["label" if features is None else "embedding"] = sample["cond"]
+        sample["cond"] = told
     return sample

@@ -335,9 +335,7 @@ def sample(
             count = 10 * fitted.num_classes
         labels = np.arange(count) % fitted.num_classes
     x = generation.generate(
-        generation.student_sampler(
-            fitted.method, fitted.network, steps, lead=lead, guidance=guidance
-        ),
+        _sampler(fitted, steps, lead, guidance),
         params,
         sample_shape=fitted.sample_shape,
         count=count,
@@ -355,6 +353,26 @@ def sample(
     if out is not None:
         save_samples(out, x, labels)
     return x
+
+
+# The newest samplers, so that an equal call compiles nothing. They are kept with what
+# they are of, whose identities are the keys.
+_SAMPLERS: dict[Any, Any] = {}
+_KEPT_SAMPLERS = 16
+
+
+def _sampler(
+    fitted: Fitted, steps: int, lead: generation.Lead | None, guidance: float | None
+) -> generation.Sampler:
+    """The compiled sampler of a student, one for equal calls."""
+    of = (fitted.method, fitted.network)
+    key = (*map(id, of), steps, lead, guidance)
+    if key not in _SAMPLERS:
+        sampler = generation.student_sampler(*of, steps, lead=lead, guidance=guidance)
+        while len(_SAMPLERS) >= _KEPT_SAMPLERS:
+            _SAMPLERS.pop(next(iter(_SAMPLERS)))
+        _SAMPLERS[key] = (of, jax.jit(sampler))
+    return _SAMPLERS[key][1]
 
 
 def lead_of(

@@ -5,13 +5,19 @@ Elsewhere these functions do nothing of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, auto_axes
 
 Array = jax.Array
+# Mesh axes along which a batch is split. Along the first every device, or group of
+# devices, holds all parameters.
+ROWS = ("data", "fsdp")
+PARTS = ROWS[0]
 
 
 def looked_up(table: Array, index: Array | int) -> Array:
@@ -47,3 +53,41 @@ def untyped(fn: Callable, *args: Any) -> Callable:
         return fn
     place = NamedSharding(split[0].mesh, PartitionSpec(split[0].spec[0]))
     return auto_axes(fn, out_sharding=place)
+
+
+def by_parts(fn: Callable, rows: Any, *args: Any) -> Any:
+    """A function of parameters and a batch, every part of the batch by itself.
+
+    Args:
+      fn: ``(params, *args)``; arrays that it gets and all that it returns have the
+        batch first, and the samples of a batch do not see each other.
+      rows: parameters ``[parts, ...]``, a row for every part.
+      *args: its arguments; scalars and what has no batch are given to every part.
+
+    Returns:
+      What ``fn(params, *args)`` is with equal rows, or None if the batch of the
+      arguments is not divided by the parts.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    found = [x.shape[0] for x in jax.tree.leaves(args) if jnp.ndim(x)]
+    count = jax.tree.leaves(rows)[0].shape[0]
+    if mesh.empty or not found or found[0] % math.prod(mesh.shape[a] for a in ROWS):
+        return None
+    # All axes by hand where no other one splits anything: the compiler then sees the
+    # program of one device.
+    axes = tuple(mesh.axis_names) if mesh.size == count else (PARTS,)
+    split = PartitionSpec(axes)
+
+    def place(x: Any) -> PartitionSpec:
+        return split if jnp.ndim(x) and x.shape[0] == found[0] else PartitionSpec()
+
+    def one(rows: Any, *args: Any) -> Any:
+        return fn(jax.tree.map(lambda x: x[0], rows), *args)
+
+    return jax.shard_map(
+        one,
+        in_specs=(jax.tree.map(lambda _: split, rows), *jax.tree.map(place, args)),
+        out_specs=split,
+        axis_names=set(axes),
+        check_vma=False,
+    )(rows, *args)

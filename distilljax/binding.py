@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import fields
-from distilljax.axes import untyped
+from distilljax.axes import by_parts, untyped
 from distilljax.errors import unknown
 from distilljax.fields import Field
 from distilljax.flow_maps import AffineFlowMap
@@ -75,6 +75,9 @@ class Apply(Protocol):
 class Network:
     """A network without parameters.
 
+    The samples of a batch do not see each other, in any of its functions: on several
+    devices every part of a batch is evaluated by itself.
+
     Attributes:
       name: how errors call it.
       apply: the function; see `Apply`.
@@ -113,6 +116,40 @@ class Network:
                 "it was trained and what it predicts, for example "
                 "path=paths.linear(), prediction='velocity'"
             )
+
+
+def joint(network: Network) -> Network:
+    """A network that predicts ``x0`` and ``eps`` side by side, as one that predicts v.
+
+    Progressive Distillation's third parameterisation (Salimans and Ho 2022, section 4;
+    ``both`` in the code) reconciles the two outputs as ``sigma^2 x0 + alpha (x_t -
+    sigma eps)``, which is the clean sample of ``v = alpha eps - sigma x0``.
+
+    Args:
+      network: its output has twice the channels of the state, ``concatenate([x0, eps],
+        -1)``, both in units of standard deviation 1; its own ``prediction`` is not
+        read.
+    """
+    path, apply = network.path, network.apply
+    if path is None or apply is None:
+        raise ValueError(f"network {network.name!r} predicts nothing: no path or apply")
+    sigma_d = path.sigma_d
+
+    def velocity(params, x, t, cond=None, s=None, *, taps=False, rng=None):
+        random = {} if rng is None else {"rng": rng}
+        found = apply(params, x, t, cond, s, taps=taps, **random)
+        both, *rest = found if taps else (found,)
+        if both.shape != (*x.shape[:-1], 2 * x.shape[-1]):
+            raise ValueError(
+                f"network {network.name!r} must predict x0 and eps, {x.shape[:-1]} + "
+                f"({2 * x.shape[-1]},), got {both.shape}"
+            )
+        clean, eps = jnp.split(both, 2, axis=-1)
+        u = expand(t, x)
+        out = path.alpha(u) * eps / sigma_d - path.sigma(u) * clean
+        return (out, *rest) if taps else out
+
+    return dataclasses.replace(network, apply=velocity, prediction="v")
 
 
 def told(cond: Condition, scale: Array | None) -> Condition:
@@ -166,12 +203,17 @@ class Bound:
       params: its parameters.
       key: dropout key, None for evaluation mode. The trainer gives one to every role
         that trains and whose network has dropout, see `distilljax.context.Context.of`.
+      rows: the parameters once more, ``[parts, ...]`` with a row for every part of the
+        batch, where their gradients are to be summed over devices later; see
+        `axes.by_parts`. A network with a dropout key is applied to the whole batch, so
+        that its masks do not depend on the number of devices.
     """
 
     role: str
     network: Network
     params: Params
     key: Array | None = None
+    rows: Params = None
 
     @property
     def path(self) -> Path:
@@ -214,7 +256,8 @@ class Bound:
 
     def detached(self) -> Bound:
         """The same role with parameters that get no gradient; inputs still do."""
-        return dataclasses.replace(self, params=jax.lax.stop_gradient(self.params))
+        params = jax.lax.stop_gradient(self.params)
+        return dataclasses.replace(self, params=params, rows=None)
 
     def apply(
         self,
@@ -250,9 +293,8 @@ class Bound:
         if s is not None:
             self._require("second_time")
             s = jnp.broadcast_to(_times(x, s), _times(x, t).shape)
-        run = untyped(functools.partial(self.network.apply, **options), x)
-        with scope(self.role):
-            return run(self.params, x, _times(x, t), cond, s, **random)
+        function = functools.partial(self.network.apply, **options)
+        return self._run(function, x, _times(x, t), cond, s, **random)
 
     def call(self, name: str, *args, **kwargs) -> Any:
         """Another declared function of the network (``logits``, ``decode``, ...)."""
@@ -263,6 +305,7 @@ class Bound:
                 )
             )
         function = functools.partial(self.network.functions[name], **kwargs)
+        random = {}
         if self.key is not None:
             if "rng" not in inspect.signature(function).parameters:
                 raise ValueError(
@@ -270,10 +313,16 @@ class Bound:
                     f"'dropout', and its function {name!r} takes no rng=, so that its "
                     "dropout would never run; let it take rng=, or do not declare it"
                 )
-            function = functools.partial(function, rng=self.key)
-        run = untyped(function, *args)
+            random = {"rng": self.key}
+        return self._run(function, *args, **random)
+
+    def _run(self, function: Callable, *args: Any, **random: Any) -> Any:
         with scope(self.role):
-            return run(self.params, *args)
+            if self.rows is not None and not random:
+                out = by_parts(function, self.rows, *args)
+                if out is not None:
+                    return out
+            return untyped(function, *args)(self.params, *args, **random)
 
     def _require(self, capability: str) -> None:
         if capability not in self.network.capabilities:
@@ -402,7 +451,7 @@ class Bound:
         *,
         path: Path | None = None,
         two_time: bool | None = None,
-        boundary: float = 0.0,
+        boundary: float | None = 0.0,
     ) -> AffineFlowMap:
         """The network as a flow map ``f = a x + b F`` on any path.
 
@@ -410,7 +459,7 @@ class Bound:
           cond: condition pytree.
           path: path of the states and times; default the network's.
           two_time: whether the network is told the end time; default: if it can be.
-          boundary: see `AffineFlowMap`.
+          boundary: see `AffineFlowMap`; None is `Path.boundary`, consistency models'.
 
         Returns:
           The flow map. For a network without a second time it is the jump along its
@@ -418,6 +467,7 @@ class Bound:
         """
         on = self.path if path is None else path
         kind = flow_output(on)
+        boundary = on.boundary if boundary is None else boundary
         if two_time is None:
             two_time = "second_time" in self.network.capabilities
         if two_time:

@@ -304,11 +304,13 @@ class Outline(NamedTuple):
       sample_shape: shape of one ``x0``.
       num_classes: of the labels, or None.
       cond_features: of embeddings as conditions, or None.
+      augment_features: numbers that tell an augmentation beside the condition, or None.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int | None
     cond_features: int | None = None
+    augment_features: int | None = None
 
 
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
@@ -317,7 +319,13 @@ def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     section: dict[str, Any] = dict(plain["source"])
     if "sample_shape" in section:
         shape = tuple(section["sample_shape"])
-        return Outline(shape, section.get("num_classes"), section.get("cond_features"))
+        changes = specs.resolve(section.get("augment"))
+        return Outline(
+            shape,
+            section.get("num_classes"),
+            section.get("cond_features"),
+            None if changes is None else changes.features,
+        )
     source = _make("source", section, SOURCES)
     features = getattr(source, "cond_features", None)
     return Outline(tuple(source.sample_shape), source.num_classes, features)
@@ -394,4 +402,12 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     arguments = (variant,) if found else ()
     if len(arguments) > len(inspect.signature(module.get_config).parameters):
         raise ValueError(f"{path} has one card alone: leave {':' + variant!r} out")
-    return module.get_config(*arguments)
+    found = module.get_config(*arguments)
+    if isinstance(found, ConfigDict):
+        return found
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"get_config() of {path} must return a card, as cards.card(...) makes it, "
+            f"got {type(found).__name__}"
+        )
+    return ConfigDict(dict(found), convert_dict=True)

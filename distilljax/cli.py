@@ -268,47 +268,26 @@ def _cycles(text: str) -> tuple[int, int]:
 
 
 def read_card(path: str, overrides: Sequence[str]):
-    """A card with overrides ``--config.key=value`` applied by ml_collections.
+    """A card with overrides ``--config.key=value``, see `overrides.override`.
 
     Raises:
       ValueError: for an unknown key or argument, with the near matches, or a value that
         does not fit.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     from distilljax import cards
+    from distilljax import overrides as written
 
-    config = cards.load(path)
-    known = _keys(config)
+    config, texts = cards.load(path), {}
     for text in overrides:
-        if not text.startswith("--config.") or "=" not in text:
+        name, sign, value = text.partition("=")
+        if not name.startswith("--config.") or not sign:
             options = _options("train", _parser()[1])
             raise ValueError(
-                unknown("argument", text.split("=", 1)[0], options)
+                unknown("argument", name, options)
                 + " Values of the card are written --config.key=value."
             )
-        key = text[len("--config.") :].split("=", 1)[0]
-        if key not in known:
-            raise ValueError(unknown("config key", key, known))
-    values, argv = flags.FlagValues(), ["distilljax", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-    try:
-        values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ValueError(f"an override does not fit the card: {error}") from error
-    return values.config
-
-
-def _keys(config, prefix: str = "") -> list[str]:
-    out = []
-    for key in config:
-        value = config[key]
-        name = f"{prefix}{key}"
-        out.append(name)
-        if hasattr(value, "to_dict"):
-            out += _keys(value, f"{name}.")
-    return out
+        texts[name.removeprefix("--config.")] = value
+    return written.override(config, texts)
 
 
 COMMANDS = {

@@ -222,13 +222,9 @@ def convert(options: argparse.Namespace) -> int:
 
 def _fields(path: str | None, names: Sequence[str]) -> dict[str, Any]:
     """Those of the fields that a file has; none without a file."""
-    import numpy as np
-    from etils import epath
+    from distilljax import storage
 
-    if path is None:
-        return {}
-    with epath.Path(path).open("rb") as file, np.load(file) as found:
-        return {name: found[name] for name in names if name in found}
+    return {} if path is None else storage.load_arrays(path, names)
 
 
 def report(options: argparse.Namespace) -> int:

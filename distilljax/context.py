@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -99,18 +99,36 @@ class Context:
         Raises:
           ValueError: if the name was drawn before in the same term.
         """
+        self._use(name)
+        return fold_name(self.root, name)
+
+    def _use(self, name: str) -> None:
         if name in self.used:
             raise ValueError(
                 f"{name!r} is drawn twice in {self.owner!r}: two draws of one name "
                 "would be equal; give the second another name"
             )
         self.used.add(name)
-        return fold_name(self.root, name)
+
+    def keys(self, names: Sequence[str]) -> Array:
+        """The keys of several names ``[N]``, for a scan that draws with each of them.
+
+        Raises:
+          ValueError: see `key`.
+        """
+        for name in names:
+            self._use(name)
+        folds = jnp.asarray([zlib.crc32(name.encode()) for name in names], jnp.uint32)
+        return jax.vmap(jax.random.fold_in, (None, 0))(self.root, folds)
 
     def normal(self, name: str, like: Array | None = None) -> Array:
         """Standard normal float32 ``[B, *sample_shape]``, or shaped as ``like``."""
+        return self.normal_of(self.key(name), like)
+
+    def normal_of(self, key: Array, like: Array | None = None) -> Array:
+        """`normal` with one of `keys`."""
         shape = (self.batch_size, *self.sample_shape) if like is None else like.shape
-        return self.constrain(jax.random.normal(self.key(name), shape))
+        return self.constrain(jax.random.normal(key, shape))
 
     def uniform(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """Uniform numbers in [0, 1), ``[B]`` or of a shape with batch first."""

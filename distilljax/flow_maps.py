@@ -83,6 +83,12 @@ class AffineFlowMap:
         """``(a, b)`` for expanded times; see `coefficients`."""
         if not self.boundary:
             return coefficients(self.path, self.kind, t, s)
+        if not (self.path.exploding and self.kind is F):
+            raise ValueError(
+                f"boundary={self.boundary} is that of consistency models on EDM; this "
+                f"map of {self.kind.name!r} on {self.path} is the identity at 0 "
+                "already: leave boundary out"
+            )
         sd, shifted = self.path.sigma_d, t - self.boundary
         skip = sd**2 / (shifted**2 + sd**2)
         # F on EDM is minus EDM's raw output, hence the sign of c_out.
@@ -154,7 +160,7 @@ def ode_flow_map(
     steps: int = 16,
     solver: Solver = Heun(),
     kind: str | Prediction = "velocity",
-    rho: float = 1.0,
+    rho: float | None = None,
     y: Array | None = None,
 ) -> OdeFlowMap:
     """The flow map of a field: ``(x, t, s) -> x_s`` by a solver.
@@ -165,7 +171,8 @@ def ode_flow_map(
       steps: solver steps between ``t`` and ``s``, per sample.
       solver: a solver without noise.
       kind: kind of the field.
-      rho: steps are equal in ``t^(1/rho)``; 1 is equal in the clock, 7 suits EDM.
+      rho: steps are equal in ``t^(1/rho)``; None is 7 on EDM and 1, equal in the clock,
+        elsewhere.
       y: known endpoint of a bridge.
 
     Returns:
@@ -178,4 +185,6 @@ def ode_flow_map(
     solver.evaluations(steps)
     if solver.noisy:
         raise ValueError(f"a flow map is deterministic: {type(solver).__name__} is not")
+    if rho is None:
+        rho = 7.0 if path.exploding else 1.0
     return OdeFlowMap(field, path, steps, solver, kind_of(kind), rho, y)

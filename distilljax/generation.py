@@ -1,15 +1,19 @@
 """Batch generation: samplers of methods and teachers, with progress, resumable.
 
-The noise of sample ``i`` depends on the seed and ``i`` alone, so that two samplers with
-one seed start from the same noise whatever their batch size.
+The noise of sample ``i``, that of its re-noising included, depends on the seed and
+``i`` alone: samples are the same whatever the batch size, and two samplers with one
+seed start from the same noise.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,11 +28,15 @@ from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
-from distilljax.solvers import FireFlow, Heun, Solver, solve
-from distilljax.times import EvenGrid, Grid
+from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
+from distilljax.times import Grid, PathGrid
+from distilljax.training.lock import Lock
 
 Array = jax.Array
 Sampler = Callable[[Any, Array, Any, Array], Array]
+
+# Bytes of the checksum behind a finished batch.
+_DIGEST = 16
 
 
 class Lead(NamedTuple):
@@ -112,8 +120,8 @@ def student_sampler(
       guidance: scale that the student is told; default the method's.
 
     Returns:
-      ``(params, eps, cond, key) -> x``, one program. With a lead ``params`` is the pair
-      of the student's and the teacher's.
+      ``(params, eps, cond, key) -> x``, one program; ``key`` is one key or one per
+      sample. With a lead ``params`` is the pair of the student's and the teacher's.
 
     Raises:
       ValueError: if the network does not say its path, on a lead that leaves the
@@ -136,7 +144,7 @@ def student_sampler(
         if lead is not None and led is not None:
             params, of_teacher = params
             teacher = Bound("teacher", lead.network, of_teacher)
-            own, key = jax.random.split(key)
+            own, key = (folded(key, i) for i in (0, 1))
             x = _followed(teacher, x, led, cond, own, path, lead.solver, lead.guidance)
             left = times[lead.steps :]
         if scale is not None:
@@ -202,7 +210,7 @@ def teacher_sampler(
     *,
     solver: Solver = Heun(),
     guidance: float = 1.0,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(solved=True),
 ) -> Sampler:
     """A teacher's ODE sampler with a given number of network evaluations.
 
@@ -234,7 +242,7 @@ def teacher_inverter(
     *,
     solver: Solver = FireFlow(),
     guidance: float = 1.0,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(solved=True),
 ) -> Sampler:
     """The way back of `teacher_sampler`; see `editing.invert`.
 
@@ -263,12 +271,37 @@ def teacher_inverter(
 def initial_noise(
     seed: int, start: int, count: int, sample_shape: tuple[int, ...]
 ) -> Array:
-    """Noise of samples ``start .. start + count - 1``; a function of seed and index."""
-    key = jax.random.key(seed)
-    indices = jnp.arange(start, start + count)
-    return jax.vmap(
-        lambda i: jax.random.normal(jax.random.fold_in(key, i), sample_shape)
-    )(indices)
+    """Noise of samples ``start .. start + count - 1``; a function of seed and index.
+
+    Raises:
+      ValueError: on a seed that the generator does not tell from another.
+    """
+    indices = np.arange(start, start + count, dtype=np.uint32)
+    return _noise(checked_seed(seed), indices, tuple(sample_shape))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _noise(seed: int, indices: Array, sample_shape: tuple[int, ...]) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+    return jax.vmap(lambda key: jax.random.normal(key, sample_shape))(keys)
+
+
+@jax.jit
+def _row_keys(seed: int, indices: Array) -> Array:
+    """Keys of the fresh noise of samples, apart from those of their first noise."""
+    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+
+
+def checked_seed(seed: int) -> np.uint32:
+    """A seed of 32 bits.
+
+    Raises:
+      ValueError: beyond them, where bits would be lost and seeds be equal.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must lie in 0 .. {2**32 - 1}, got {seed}")
+    return np.uint32(seed)
 
 
 def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
@@ -324,12 +357,17 @@ def generate(
       batch_size: samples per program call; the last batch is padded.
       num_classes: range of the labels, checked.
       resume: folder for finished batches; an interrupted call with the same arguments
-        continues there, and the folder is removed at the end.
-      tag: what was sampled; a folder of another tag, seed or batch size is refused.
+        and parameters continues there, and the folder is removed at the end.
+      tag: what was sampled; a folder of another tag, seed, batch size, or of other
+        parameters or inputs is refused, and so is one that another call is using.
       progress: shows a bar; default on a terminal.
 
     Returns:
       Samples ``[count, *sample_shape]``, float32.
+
+    Raises:
+      ValueError: on arguments that do not fit each other or the folder.
+      FloatingPointError: on samples that are not finite.
     """
     if labels is not None:
         if cond is not None:
@@ -349,8 +387,8 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch_size = min(batch_size, count)
-    store = _Store(resume, tag, seed, batch_size, count, inputs)
-    run = jax.jit(sampler)
+    store = _Store(resume, tag, seed, batch_size, count, (params, inputs))
+    run = sampler if hasattr(sampler, "lower") else jax.jit(sampler)
     starts = range(0, count, batch_size)
     shown = sys.stderr.isatty() if progress is None else progress
     if shown:
@@ -358,22 +396,36 @@ def generate(
 
         starts = tqdm(starts, desc=tag or "sampling", unit="batch")
     out = np.empty((count, *sample_shape), np.float32)
-    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
-    for first in starts:
-        rows = slice(first, min(first + batch_size, count))
-        found = store.load(first)
-        if found is None:
-            part, eps, more = _batch(inputs, rows, batch_size)
-            if eps is None:
-                eps = initial_noise(seed, first, batch_size, sample_shape)
-            fresh = jax.random.fold_in(key, first)
-            arrays = () if more is None else (more,)
-            found = np.asarray(run(params, eps, part, fresh, *arrays))
-            found = found[: rows.stop - rows.start]
-            store.save(first, found)
-        out[rows] = found
-    store.clear()
+    try:
+        for first in starts:
+            rows = slice(first, min(first + batch_size, count))
+            found = store.load(first)
+            if found is None:
+                part, eps, more = _batch(inputs, rows, batch_size)
+                if eps is None:
+                    eps = initial_noise(seed, first, batch_size, sample_shape)
+                indices = np.arange(first, first + batch_size, dtype=np.uint32)
+                keys = _row_keys(checked_seed(seed), indices)
+                arrays = () if more is None else (more,)
+                found = np.asarray(run(params, eps, part, keys, *arrays))
+                found = found[: rows.stop - rows.start]
+                _check_finite(found, first)
+                store.save(first, found)
+            out[rows] = found
+        store.clear()
+    finally:
+        store.close()
     return out
+
+
+def _check_finite(samples: np.ndarray, first: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(1))
+    if len(bad):
+        raise FloatingPointError(
+            f"{len(bad)} of {len(samples)} samples are NaN or infinite, the first is "
+            f"sample {first + bad[0]}; look at the parameters (a run that diverged?), "
+            "at the conditions, and at times and guidance of the sampler"
+        )
 
 
 def _common_length(inputs: Mapping[str, Any], count: int | None) -> int | None:
@@ -405,24 +457,31 @@ class _Store:
         self.folder = None if folder is None else epath.Path(folder)
         if self.folder is None:
             return
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(inputs):
-            digest.update(np.ascontiguousarray(leaf).tobytes())
+        self._lock = Lock(self.folder)
+        digest = hashlib.blake2b(digest_size=16)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(inputs)[0]:
+            array = np.asarray(leaf)
+            about = (jax.tree_util.keystr(path), str(array.dtype), array.shape)
+            digest.update(repr(about).encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
         meta = {
             "tag": tag,
-            "seed": seed,
+            "seed": int(seed),
             "batch_size": batch_size,
             "count": count,
-            "inputs": digest.hexdigest()[:16],
+            "parameters and inputs": digest.hexdigest(),
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "meta.json"
         if path.exists():
             had = json.loads(path.read_text())
             if had != meta:
+                other = sorted(k for k in meta if had.get(k) != meta[k])
+                self.close()
                 raise ValueError(
                     f"resume folder {self.folder} holds batches of another call: "
-                    f"{had}, asked for {meta}; remove it or choose another folder"
+                    f"{', '.join(other)} differ (it has {had}, asked for {meta}); "
+                    "remove it or choose another folder"
                 )
         storage.write_atomic(path, json.dumps(meta))
 
@@ -431,18 +490,32 @@ class _Store:
         return self.folder / f"batch_{start:08d}.npy"
 
     def load(self, start: int) -> np.ndarray | None:
+        """The batch, None where it is not there or not as it was written."""
         if self.folder is None or not self._path(start).exists():
             return None
-        with self._path(start).open("rb") as file:
-            return np.load(file)
+        raw = self._path(start).read_bytes()
+        content, digest = raw[:-_DIGEST], raw[-_DIGEST:]
+        if hashlib.blake2b(content, digest_size=_DIGEST).digest() != digest:
+            warnings.warn(
+                f"{self._path(start)} is damaged; its samples are made again",
+                stacklevel=3,
+            )
+            return None
+        return np.load(io.BytesIO(content))
 
     def save(self, start: int, x: np.ndarray) -> None:
         if self.folder is None:
             return
-        with storage.replacing(self._path(start)) as file:
-            np.save(file, x)
+        content = io.BytesIO()
+        np.save(content, x)
+        raw = content.getvalue()
+        digest = hashlib.blake2b(raw, digest_size=_DIGEST).digest()
+        storage.write_atomic(self._path(start), raw + digest)
 
     def clear(self) -> None:
-        if self.folder is None:
-            return
-        self.folder.rmtree()
+        if self.folder is not None:
+            self.folder.rmtree()
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self._lock.close()

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, generation
+from distilljax import editing, generation, storage
 from distilljax.api import Fitted, load, save_samples
 from distilljax.errors import unknown
 from distilljax.method import Method
@@ -209,9 +209,11 @@ def _times(
         end, top = (float(path.angle(jnp.asarray(t))) for t in (path.t_max, first))
     if noise is not None:
         if not 0.0 < math.atan(noise) <= top:
+            # The angle of pure noise is a right one up to rounding.
+            ends = top > math.pi / 2.0 - 1e-6
+            levels = "be positive" if ends else f"lie in (0, {math.tan(top):.3g}]"
             raise ValueError(
-                f"noise must lie in (0, {math.tan(top):.3g}], the levels of the "
-                f"student, got {noise}"
+                f"noise must {levels}, a level of the student's, got {noise}"
             )
         top = math.atan(noise)
     if strength is not None:
@@ -299,10 +301,10 @@ def read_images(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"no images at {path}: write x [N, H, W, C] (and label [N], mask) into an "
             ".npz file with np.savez"
         )
-    with np.load(path) as found:
-        if "x" not in found:
-            raise ValueError(f"{path} must hold 'x', it has {sorted(found.files)}")
-        return {name: found[name] for name in ("x", "label", "mask") if name in found}
+    found = storage.load_arrays(path, ("x", "label", "mask"))
+    if "x" not in found:
+        raise ValueError(f"{path} must hold 'x', it has {sorted(found) or 'neither'}")
+    return found
 
 
 def read_mask(path: str | os.PathLike) -> np.ndarray:
@@ -316,9 +318,9 @@ def read_mask(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(
             f"no mask at {path}: write one with np.save, not 0 in the hole"
         )
-    found = np.load(path)
-    if isinstance(found, np.ndarray):
-        return found
+    found = storage.load_arrays(path)
+    if path.suffix == ".npy":
+        return np.asarray(found[path.stem])
     if "mask" not in found:
-        raise ValueError(f"{path} must hold 'mask', it has {sorted(found.files)}")
+        raise ValueError(f"{path} must hold 'mask', it has {sorted(found)}")
     return found["mask"]

@@ -19,7 +19,7 @@ from distilljax.context import Context
 from distilljax.errors import unknown
 from distilljax.flow_maps import FlowMap
 from distilljax.sampling import Consistency, Renoise
-from distilljax.times import EvenGrid, Grid, Schedule
+from distilljax.times import Grid, PathGrid, Schedule
 
 Array = jax.Array
 
@@ -136,7 +136,7 @@ class Sampling:
       renoise: rule between steps, see `distilljax.sampling`.
       path: path of the states; default the student's.
       two_time: whether the student is told the end time; default if it can be.
-      boundary: see `AffineFlowMap`.
+      boundary: see `AffineFlowMap`; None is that of the path, `Path.boundary`.
       role: the role that is sampled.
       guidance: scale that a student is told which was trained for several; None for
         students that are told none.
@@ -145,11 +145,11 @@ class Sampling:
       start: batch field that samples start from in place of noise.
     """
 
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     renoise: Renoise = Consistency()
     path: Any = None
     two_time: bool | None = None
-    boundary: float = 0.0
+    boundary: float | None = 0.0
     role: str = "student"
     guidance: float | None = None
     view: Callable[[Bound, Any, Any], FlowMap] | None = None

@@ -8,6 +8,7 @@ residual form ``direction + (sg(output) - output)``.
 |---|---|
 | `half_mse` | r^2 / 2 per element; the mean follows |
 | `sum_squares` | sum r^2 per sample |
+| `absolute`, `largest` | |r| per element, max |r| per sample |
 | `PseudoHuberVector(c)` | sqrt(|r|^2 + c^2) - c per sample (iCT, ECT) |
 | `PseudoHuberElement(c)` | sqrt(r^2 + c^2) - c per element (LCM codes) |
 | `norm` | |r| per sample |
@@ -56,6 +57,18 @@ def sum_squares(output: Array, direction: Array, leading: int) -> Array:
     """``sum r^2`` per sample: the squared error of most papers."""
     r = residual(output, direction)
     return jnp.sum(r**2, axis=_trailing(r, leading))
+
+
+def absolute(output: Array, direction: Array, leading: int) -> Array:
+    """``|r|`` per element: ``l1`` of consistency models; gradient 0 at 0."""
+    r = residual(output, direction)
+    return r * jnp.sign(sg(r))
+
+
+def largest(output: Array, direction: Array, leading: int) -> Array:
+    """``max |r|`` per sample: ``linf`` of consistency models."""
+    r = absolute(output, direction, leading)
+    return jnp.max(r, axis=_trailing(r, leading))
 
 
 def _safe_sqrt(squared: Array) -> Array:

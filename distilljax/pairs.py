@@ -27,9 +27,9 @@ from distilljax.data.sources import Source
 from distilljax.draws import follow
 from distilljax.errors import unknown
 from distilljax.solvers import Heun, Solver
-from distilljax.times import EvenGrid, Grid
-from distilljax.training.checkpoints import fingerprint
+from distilljax.times import Grid, PathGrid
 from distilljax.training.claim import differing
+from distilljax.training.digests import fingerprint
 
 Array = jax.Array
 
@@ -45,7 +45,7 @@ def trajectory_sampler(
     *,
     solver: Solver = Heun(),
     guidance: float = 1.0,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(),
 ) -> tuple[Callable[..., dict[str, Array]], tuple[float, ...]]:
     """A teacher's states at the grid times of its ODE, and the end.
 

@@ -348,11 +348,24 @@ class Path:
         """``edm``, ``vp``, ``trigflow``, ``bridge`` or ``linear``.
 
         What the releases of a method draw, weigh and sample with differs by it, see
-        `times.ByPath`; a path of coefficients of one's own is ``other``.
+        `clocks.ByPath`; a path of coefficients of one's own is ``other``.
         """
         if self.bridges:
             return "bridge"
         return _FAMILIES.get(type(self.coefficients), "other")
+
+    @property
+    def exploding(self) -> bool:
+        """Whether the clock is the noise level itself (EDM), many times the data's."""
+        return isinstance(self.coefficients, _EDM)
+
+    @property
+    def boundary(self) -> float:
+        """Time at which consistency models of this path are the identity.
+
+        ``sigma_min`` on EDM (Song et al. 2023, appendix C), the data elsewhere.
+        """
+        return self.t_min if self.exploding else 0.0
 
     def angle(self, t: Array) -> Array:
         """Noise angle ``arctan2(sigma, alpha)`` in ``[0, pi/2]``, elementwise."""
@@ -363,8 +376,8 @@ class Path:
         return self.coefficients.time_of_angle(angle)
 
     def time_of_ratio(self, ratio: Array) -> Array:
-        """Time at which ``sigma/alpha`` is ``ratio``, elementwise."""
-        if self.family == "edm":
+        """Time at which ``sigma/alpha`` is ``ratio``, elementwise; exact on EDM."""
+        if self.exploding:
             return jnp.minimum(ratio, self.t_max)
         return self.time_of_angle(jnp.arctan(ratio))
 

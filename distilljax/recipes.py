@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from distilljax import methods, specs
 from distilljax.cards import card
 from distilljax.errors import unknown
+from distilljax.releases import Release
 
 
 def digits_card(
@@ -84,8 +86,8 @@ _LATENTS = {
     "records": {"path": "data/imagenet256_latents", **_LATENT},
 }
 _IMAGENET = {"sample_shape": (64, 64, 3), "num_classes": 1000}
-# What the cards of a data set share that is meant for 16 chips, and the sources that
-# they take it from.
+# What the cards of a data set share that is meant for 16 chips: the sources that they
+# take it from, the network, and the samples that are held at once.
 _POD: dict[str, dict[str, Any]] = {
     "cifar": {
         "sources": {
@@ -93,20 +95,20 @@ _POD: dict[str, dict[str, Any]] = {
             "records": {"path": "data/cifar10", **_CIFAR},
             "tfds": {"dataset": "cifar10", **_CIFAR},
         },
-        "network": {"name": "unet", "dropout": 0.0, "dtype": "bfloat16"},
-        "batch_size": 512,
+        "network": {"name": "unet", "dtype": "bfloat16"},
+        "held": 512,
         "mesh": {"data": 16},
     },
     "latent": {
         "sources": _LATENTS,
         "network": {"name": "dit", "size": "B", "dtype": "bfloat16", "remat": "dots"},
-        "batch_size": 256,
+        "held": 256,
         "mesh": {"data": 16},
     },
     "latent_xl": {
         "sources": _LATENTS,
         "network": {"name": "dit", "size": "XL", "dtype": "bfloat16", "remat": "full"},
-        "batch_size": 256,
+        "held": 256,
         "mesh": {"fsdp": 16},
         "frozen": {"dtype": "bfloat16"},
     },
@@ -123,7 +125,7 @@ _POD: dict[str, dict[str, Any]] = {
             "dtype": "bfloat16",
             "remat": "dots",
         },
-        "batch_size": 256,
+        "held": 256,
         "mesh": {"data": 16},
     },
 }
@@ -131,47 +133,49 @@ _POD: dict[str, dict[str, Any]] = {
 
 def pod_card(
     kind: str,
-    method: str,
+    release: Release,
     options: Mapping[str, Any] | None = None,
     *,
-    lr: float,
     source: str | None = None,
-    critics: tuple[str, ...] = (),
+    network: Mapping[str, Any] | None = None,
     second_time: bool = False,
 ) -> ConfigDict:
-    """A card on CIFAR-10, ImageNet latents or ImageNet images for 16 chips; see `card`.
+    """A card of a release's recipe on CIFAR-10 or ImageNet for 16 chips; see `card`.
+
+    The batch is the release's, rounded up to a multiple of the chips, and is taken in
+    as few microbatches as fit (``accumulate``).
 
     Args:
       kind: ``cifar``, ``latent``, ``latent_xl`` or ``imagenet64``.
-      method: registry id.
-      options: options of its factory.
-      lr: learning rate of the student and of the critics.
+      release: one of `releases`.
+      options: options of the method, over the release's.
       source: what the data is read from: ``npz``, ``records``, ``tfds`` or
         ``image_folder``; default the first that the kind knows.
-      critics: roles that are trained beside it, without warm-up or EMA.
+      network: arguments of the network, over the kind's and the release's.
       second_time: whether the student is told the end time.
 
     Raises:
       ValueError: on a source that the kind does not know.
     """
     shared = dict(_POD[kind])
-    known, network = shared.pop("sources"), shared.pop("network")
+    known, held = shared.pop("sources"), shared.pop("held")
     name = source or next(iter(known))
     if name not in known:
         raise ValueError(unknown(f"source of the {kind} cards", name, known))
-    critic = {"optimizer": "adamw", "lr": lr, "clip": 1.0}
-    student = {
-        **critic,
-        "schedule": {"name": "warmup_cosine", "warmup": 1000},
-        "ema": 0.9999,
-    }
+    net = {**shared.pop("network"), **release.network, **(network or {})}
+    options = {**release.options, **(options or {})}
+    chips = math.prod(shared["mesh"].values())
+    parts = -(-release.batch_size // held)
     return card(
-        method,
+        release.method,
         options,
-        source={"name": name, **known[name]},
-        networks=_players(method, options, network, second_time, _HEADS.get(method)),
-        cycles=400_000,
-        student=student,
-        **dict.fromkeys(critics, critic),
+        source={"name": name, **known[name], **release.data},
+        networks=_players(
+            release.method, options, net, second_time, _HEADS.get(release.method)
+        ),
+        cycles=release.cycles,
+        batch_size=-(-release.batch_size // (parts * chips)) * parts * chips,
+        default={**release.default, "accumulate": parts},
+        **release.roles,
         **shared,
     )

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from distilljax.flow_maps import FlowMap
 from distilljax.paths import Path, expand
-from distilljax.solvers import ancestral_std
+from distilljax.solvers import ancestral_std, fresh_noise
 from distilljax.times import check_times
 
 Array = jax.Array
@@ -52,14 +52,22 @@ class Deterministic:
 
 @dataclasses.dataclass(frozen=True)
 class Consistency:
-    """Jump to the data, then re-noise (Song et al. 2023, Algorithm 1; DMD2)."""
+    """Jump to the data, then re-noise (Song et al. 2023, Algorithm 1; DMD2).
+
+    A map with a boundary ends there, so that as much less noise is added:
+    ``sqrt(s^2 - boundary^2)`` on EDM.
+    """
 
     noisy = True
 
     def __call__(
         self, flow_map: FlowMap, path: Path, x: Array, t: Array, s: Array, eps: Array
     ) -> Array:
-        return path.noise(flow_map(x, t, jnp.zeros_like(s)), eps, s)
+        clean = flow_map(x, t, jnp.zeros_like(s))
+        boundary = getattr(flow_map, "boundary", 0.0)
+        if boundary:
+            return path.renoise_from(clean, boundary, s, eps)[0]
+        return path.noise(clean, eps, s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +93,9 @@ class HopFirst:
 class Gamma:
     """Gamma sampling of consistency trajectory models (Kim et al. 2023, Algorithm 3).
 
-    Jumps to the level at which ``sigma/alpha`` is ``sqrt(1 - gamma^2)`` times that of
-    ``s`` and adds noise back up to ``s``.
+    Jumps to the level at which ``sigma/alpha`` is ``b + sqrt(1 - gamma^2) (r - b)``,
+    ``r`` that of ``s`` and ``b`` that of the path's boundary (0.002 on EDM, as in the
+    release, 0 elsewhere), and adds noise back up to ``s``.
 
     Attributes:
       gamma: in ``[0, 1]``.
@@ -106,7 +115,10 @@ class Gamma:
             return flow_map(x, t, s)
         kept = (1.0 - self.gamma**2) ** 0.5
         angle = path.angle(s)
-        below = path.time_of_angle(jnp.arctan2(kept * jnp.sin(angle), jnp.cos(angle)))
+        sine, cosine = jnp.sin(angle), jnp.cos(angle)
+        least = path.boundary * cosine
+        sine = jnp.where(sine > least, least + kept * (sine - least), sine)
+        below = path.time_of_angle(jnp.arctan2(sine, cosine))
         return path.renoise_from(flow_map(x, t, below), below, s, eps)[0]
 
 
@@ -173,8 +185,9 @@ def sample(
       times: ``steps + 1`` decreasing times, the last one the end (0 is data).
       path: path of the states; default the flow map's.
       renoise: rule of a step.
-      key: randomness of the re-noising; needed by rules with fresh noise unless the
-        only step ends on the data.
+      key: randomness of the re-noising, one key or one per sample ``[B]``, see
+        `solvers.fresh_noise`; needed by rules with fresh noise unless the only step
+        ends on the data.
       hooks: see `Hooks`.
       trajectory: also return the states after every step.
 
@@ -182,8 +195,8 @@ def sample(
       The final state in at least float32, or ``(state, states [steps, B, ...])``.
 
     Raises:
-      ValueError: on times that do not decrease, 0 steps, a missing key or path, or a
-        list of maps of the wrong length.
+      ValueError: on times that do not decrease or lie outside the path's clock, 0
+        steps, a missing key or path, or a list of maps of the wrong length.
     """
     times = check_times(tuple(times))
     steps = len(times) - 1
@@ -194,6 +207,10 @@ def sample(
     path = getattr(first, "path", None) if path is None else path
     if path is None:
         raise ValueError("path must be given: the flow map does not say its own")
+    if times[0] > path.t_max * (1.0 + 1e-6):
+        raise ValueError(
+            f"times must lie in [0, {path.t_max:g}], the path's clock, got {times}"
+        )
     # A step that ends on the data adds no noise, so none is drawn for it.
     noisy = getattr(renoise, "noisy", True)
     fresh = (steps if times[-1] > 0.0 else steps - 1) if noisy else 0
@@ -214,9 +231,7 @@ def sample(
             f = f if hooks.guide is None else hooks.guide(f, index)
             eps = jnp.zeros_like(x)
             if fresh and key is not None:
-                eps = jax.random.normal(
-                    jax.random.fold_in(key, index), x.shape, x.dtype
-                )
+                eps = fresh_noise(key, index, x)
             return renoise(f, path, x, t, s, eps)
 
         if len(maps) == 1:

@@ -394,6 +394,27 @@ def solve(
 def solve(*args: Any, **options: Any) -> Array: ...
 
 
+def folded(key: Array, index: Array | int) -> Array:
+    """A key, or one key per sample ``[B]``, folded with a number."""
+    fold = jax.random.fold_in
+    return jax.vmap(fold, (0, None))(key, index) if key.ndim else fold(key, index)
+
+
+def fresh_noise(key: Array, index: Array | int, x: Array) -> Array:
+    """Standard normal numbers of the shape of ``x`` for one of several steps.
+
+    Args:
+      key: one key for the whole batch; or one per sample, ``[B]``, so that a sample's
+        noise does not depend on the batch that it is in.
+      index: the step.
+      x: states ``[B, ...]``.
+    """
+    key = folded(key, index)
+    if not key.ndim:
+        return jax.random.normal(key, x.shape, x.dtype)
+    return jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(key)
+
+
 def solve(
     field: Field,
     x: Array,
@@ -440,7 +461,7 @@ def solve(
         index, now, after = inputs
         noise = None
         if solver.noisy and key is not None:
-            noise = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+            noise = fresh_noise(key, index, x)
         found = solver.step(ode, Step(x, now, after, last, noise))
         carry = jax.tree.map(lambda new, old: new.astype(old.dtype), found, carry)
         return carry, (carry[0] if trajectory else None)

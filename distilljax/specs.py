@@ -14,6 +14,7 @@ from typing import Any
 
 from distilljax import (
     clocks,
+    data,
     draws,
     losses,
     metrics,
@@ -24,7 +25,7 @@ from distilljax import (
     transforms,
 )
 from distilljax.errors import unknown
-from distilljax.methods import consistency_training, curricula, fits
+from distilljax.methods import curricula, fits, weights
 
 _CALLS: dict[str, Callable[..., Any]] = {
     **{
@@ -34,16 +35,22 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "ArctanNormal",
             "Choice",
             "EvenGrid",
+            "InClock",
             "Interval",
             "KarrasGrid",
+            "KarrasLaw",
+            "KarrasPoints",
             "LogNormal",
             "LogitNormal",
+            "Minimum",
             "Mixture",
             "Pair",
+            "PathGrid",
             "Point",
             "Product",
             "Ramp",
             "Shifted",
+            "ShiftedGrid",
             "Switch",
             "TableGrid",
             "Uniform",
@@ -86,6 +93,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
             *("StoredTrajectory", "TeacherTrajectory"),
         )
     },
+    "Augmentation": data.Augmentation,
     "Fit": fits.Fit,
     "MinSNR": fits.MinSNR,
     "skew": losses.skew,
@@ -101,15 +109,21 @@ _PARTIAL: dict[str, Callable[..., Any]] = {
 }
 
 _VALUES: dict[str, Any] = {
+    "absolute": metrics.absolute,
+    "constant": weights.constant,
     "exact": losses.exact,
     "half_mse": metrics.half_mse,
-    "inverse_gap": consistency_training.inverse_gap,
-    "inverse_output_scale": consistency_training.inverse_output_scale,
+    "inverse_gap": weights.inverse_gap,
+    "inverse_output_scale": weights.inverse_output_scale,
     "l2_norm": transforms.l2_norm,
+    "largest": metrics.largest,
     "mse_cosine": metrics.mse_cosine,
     "norm": metrics.norm,
     "rms_norm": transforms.rms_norm,
+    "snr": weights.snr,
+    "snr_plus_one": weights.snr_plus_one,
     "sum_squares": metrics.sum_squares,
+    "truncated_snr": weights.truncated_snr,
     **_PARTIAL,
 }
 

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import io
 import os
+import struct
 import tempfile
 import time
-from collections.abc import Iterator
+import tokenize
+import uuid
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -78,12 +85,22 @@ def whole(path: str | os.PathLike) -> Iterator[str]:
                 yield local
                 epath.Path(local).copy(path, overwrite=True)
             return
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(_draft(path.name))
         try:
             yield os.fspath(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _draft(name: str) -> str:
+    """A name beside ``name`` that no other writer has, at most as long as names may be.
+
+    The number of the process is not enough: threads share it, and so do processes of
+    machines that share a folder.
+    """
+    known = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    return f".{known}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 @contextlib.contextmanager
@@ -120,6 +137,65 @@ def save_npz(
     with replacing(path) as file:
         save = np.savez_compressed if compressed else np.savez
         save(file, allow_pickle=False, **fields)
+
+
+# What numpy, zipfile and zlib raise on files that are damaged or made to harm.
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def load_arrays(
+    path: str | os.PathLike,
+    names: Sequence[str] | None = None,
+    *,
+    mend: str = "write it again",
+) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, or the one of an ``.npy`` under the file's own stem.
+
+    An ``.npy`` on local disk is memory-mapped. Nothing of a file is executed.
+
+    Args:
+      path: the file.
+      names: arrays to read, those of them that the file has; None reads all.
+      mend: what to do about a damaged file, for the message.
+
+    Raises:
+      ValueError: on a file that is damaged, names it; on an array of Python objects,
+        names that.
+      OSError: where the file cannot be read now, which says nothing about its content.
+    """
+    path = epath.Path(path)
+    found, name = {}, path.name
+    try:
+        if path.suffix == ".npy":
+            mapped = {"mmap_mode": "r"} if is_local(path) else {}
+            source = os.fspath(path) if mapped else io.BytesIO(path.read_bytes())
+            return {path.stem: np.load(source, **mapped)}
+        with path.open("rb") as file, np.load(file) as archive:
+            for name in archive.files:
+                if names is None or name in names:
+                    found[name] = archive[name]
+    except _DAMAGE as error:
+        if "allow_pickle" in str(error) and "object array" in str(error).lower():
+            raise ValueError(
+                f"{path}: {name!r} is an array of Python objects, which is not read, "
+                "since it could run code; save numbers (texts as integer labels or "
+                "embeddings), or leave it out"
+            ) from error
+        raise ValueError(f"{path} is damaged ({name}: {error}); {mend}") from error
+    return found
 
 
 class Appender:

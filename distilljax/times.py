@@ -10,12 +10,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path
+from distilljax.paths import Path, linear
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -88,7 +88,7 @@ class LogNormal:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
-        return inside(path.time_of_angle(jnp.arctan(ratio)), path)
+        return inside(path.time_of_ratio(ratio), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +108,40 @@ class ArctanNormal:
 
 
 @dataclasses.dataclass(frozen=True)
+class KarrasLaw:
+    """``sigma/alpha`` uniform in ``(sigma/alpha)^(1/rho)``: a random Karras index.
+
+    ``(b^(1/rho) + u (a^(1/rho) - b^(1/rho)))^rho`` with ``u`` uniform in ``[low,
+    high]``, 0 the noisiest.
+
+    Attributes:
+      low: share of the way down at which the range begins.
+      high: share at which it ends; 0.7 in the denoising term of CTM.
+      sigma_min: level at a share of 1.
+      sigma_max: level at a share of 0.
+      rho: 7 in EDM.
+    """
+
+    low: float = 0.0
+    high: float = 1.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(
+                f"low and high must be shares with low < high, got {self.low}, "
+                f"{self.high}"
+            )
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        share = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
+        ratio = _karras(share, self.sigma_min, self.sigma_max, self.rho)
+        return inside(path.time_of_ratio(jnp.asarray(ratio)), path)
+
+
+@dataclasses.dataclass(frozen=True)
 class Point:
     """Always the same time, a fraction of the clock; 1 is pure noise."""
 
@@ -115,6 +149,11 @@ class Point:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         return jnp.full(shape, self.at * path.t_max, jnp.float32)
+
+
+def shifted(u: Any, shift: float) -> Any:
+    """``k u / (1 + (k - 1) u)`` of a fraction ``u``; its inverse has ``1/k``."""
+    return shift * u / (1.0 + (shift - 1.0) * u)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,8 +165,28 @@ class Shifted:
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
-        out = self.shift * u / (1.0 + (self.shift - 1.0) * u)
-        return inside(out * path.t_max, path)
+        return inside(shifted(u, self.shift) * path.t_max, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class InClock:
+    """The times of a law in the clock of another path, at the same noise angle.
+
+    ``InClock(Shifted(Uniform(), 5.0), linear())`` is ``sigma/alpha = 5 u / (1 - u)``
+    on any path, on TrigFlow ``t = arctan(5 u / (1 - u))``: rectified flow's shifted
+    time, in which a law shifted in TrigFlow's own clock would lie elsewhere.
+
+    Attributes:
+      law: the law.
+      of: path in whose clock it is drawn.
+    """
+
+    law: Law
+    of: Path = linear()
+
+    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
+        angle = self.of.angle(self.law(key, shape, self.of))
+        return inside(path.time_of_angle(angle), path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,9 +296,12 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
     """Returns decreasing times as floats.
 
     Raises:
-      ValueError: with fewer than two times, or times that do not decrease.
+      ValueError: with fewer than two times, times that do not decrease, are not finite
+        or lie beyond the data's.
     """
     out = tuple(float(t) for t in times)
+    if not all(math.isfinite(t) for t in out) or (out and min(out) < 0.0):
+        raise ValueError(f"times must be finite and not below 0 (the data), got {out}")
     if len(out) < 2:
         raise ValueError(f"times must hold a start and an end, got {out}: 0 steps")
     if any(a <= b for a, b in zip(out[:-1], out[1:], strict=True)):
@@ -304,9 +366,32 @@ class AngleGrid:
         return check_times((*times, 0.0))
 
 
+def _karras(share: Array | float, low: float, high: float, rho: float) -> Array | float:
+    """Level a ``share`` of the way down, even in ``level^(1/rho)``."""
+    lo, hi = low ** (1 / rho), high ** (1 / rho)
+    return (hi + share * (lo - hi)) ** rho
+
+
+def _karras_share(
+    level: Array | float, low: float, high: float, rho: float
+) -> Array | float:
+    """Inverse of `_karras`."""
+    lo, hi = low ** (1 / rho), high ** (1 / rho)
+    return (hi - level ** (1 / rho)) / (hi - lo)
+
+
+def _of_ratios(ratios: list[float], path: Path) -> tuple[float, ...]:
+    # A grid is numbers, also inside a loss that is being traced.
+    with jax.ensure_compile_time_eval():
+        return tuple(map(float, path.time_of_ratio(jnp.asarray(ratios))))
+
+
 @dataclasses.dataclass(frozen=True)
 class KarrasGrid:
     """``(a^(1/rho) + i/(n-1) (b^(1/rho) - a^(1/rho)))^rho`` in sigma/alpha, then 0.
+
+    The grid on which EDM solves its ODE. The points of consistency models are
+    `KarrasPoints`.
 
     Attributes:
       sigma_min: last noise-to-signal ratio before 0.
@@ -320,27 +405,107 @@ class KarrasGrid:
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         n = checked_steps(steps)
-        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        ratios = [(hi + i / max(n - 1, 1) * (lo - hi)) ** self.rho for i in range(n)]
-        # A grid is numbers, also inside a loss that is being traced.
-        with jax.ensure_compile_time_eval():
-            angles = jnp.arctan(jnp.asarray(ratios, jnp.float32))
-            return check_times((*map(float, path.time_of_angle(angles)), 0.0))
+        ends = self.sigma_min, self.sigma_max, self.rho
+        ratios = [_karras(i / max(n - 1, 1), *ends) for i in range(n)]
+        return check_times((*_of_ratios(ratios, path), 0.0))
 
     def ratio(self, index: Array, steps: Array | float) -> Array:
         """``sigma/alpha`` of grid points; 0 at ``index = steps``."""
-        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         share = index / jnp.maximum(steps - 1, 1)
-        return jnp.where(index >= steps, 0.0, (hi + share * (lo - hi)) ** self.rho)
+        level = _karras(share, self.sigma_min, self.sigma_max, self.rho)
+        return jnp.where(index >= steps, 0.0, level)
 
     def index(self, ratio: Array, steps: Array | float) -> Array:
         """Real-valued index of a ``sigma/alpha``; inverse of `ratio`."""
-        lo, hi = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (hi - ratio ** (1 / self.rho)) / (hi - lo) * jnp.maximum(steps - 1, 1)
+        share = _karras_share(ratio, self.sigma_min, self.sigma_max, self.rho)
+        return share * jnp.maximum(steps - 1, 1)
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
         """See `GrowingGrid`."""
-        return path.time_of_angle(jnp.arctan(self.ratio(index, steps)))
+        return path.time_of_ratio(self.ratio(index, steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class KarrasPoints:
+    """``steps + 1`` Karras levels from ``sigma_max`` down: the bounds of all segments.
+
+    ``(a^(1/rho) + i/n (b^(1/rho) - a^(1/rho)))^rho``, ``i = 0 .. n``, in sigma/alpha:
+    the ``N = n + 1`` points of Consistency Models (Song et al. 2023, appendix C) and of
+    CTM, and progressive distillation's steps on EDM. `KarrasGrid` spends its last step
+    below ``sigma_min``, where these have nothing to learn.
+
+    Attributes:
+      sigma_min: last noise-to-signal ratio.
+      sigma_max: first one.
+      rho: 7 in EDM.
+      end: level in place of the last. None keeps ``sigma_min`` on EDM, where
+        consistency models are the identity (`Path.boundary`), and is 0 elsewhere.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    end: float | None = None
+
+    def _last(self, path: Path) -> float:
+        if self.end is not None:
+            return self.end
+        return self.sigma_min if path.exploding else 0.0
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = checked_steps(steps)
+        ends = self.sigma_min, self.sigma_max, self.rho
+        ratios = [_karras(i / n, *ends) for i in range(n)]
+        return check_times(_of_ratios([*ratios, self._last(path)], path))
+
+    def at(self, index: Array, steps: Array, path: Path) -> Array:
+        """See `GrowingGrid`."""
+        level = _karras(index / steps, self.sigma_min, self.sigma_max, self.rho)
+        return path.time_of_ratio(jnp.where(index >= steps, self._last(path), level))
+
+
+@dataclasses.dataclass(frozen=True)
+class PathGrid:
+    """The grid on which models of a path are sampled, where nobody says another.
+
+    On EDM, whose clock is the noise level, Karras levels with rho 7 between the ends of
+    the path's clock; even steps of the clock elsewhere. (Even steps on EDM would be
+    sigma 80 and 40, both of them noise.)
+
+    Attributes:
+      solved: whether an ODE is solved on it. A student's ``n`` steps end at 0 from the
+        ``n`` upper ones of ``n + 1`` levels, ``80, 2.5, 0`` in two steps; a solver's
+        are EDM's own, `KarrasGrid`, whose last step starts at ``sigma_min``.
+      floor: whether the steps of a student end at ``sigma_min`` instead of 0.
+    """
+
+    solved: bool = False
+    floor: bool = False
+
+    def _of(self, path: Path) -> GrowingGrid:
+        if not path.exploding:
+            return EvenGrid()
+        ends = path.t_min, path.t_max
+        if self.solved:
+            return KarrasGrid(*ends)
+        return KarrasPoints(*ends, end=None if self.floor else 0.0)
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        return self._of(path)(steps, path)
+
+    def at(self, index: Array, steps: Array, path: Path) -> Array:
+        """See `GrowingGrid`."""
+        return self._of(path).at(index, steps, path)
+
+
+def between(t: float, s: float, steps: int, path: Path) -> list[float]:
+    """Start times of equal solver steps from ``t`` to ``s``.
+
+    Equal in the clock; on EDM, whose clock is the noise level, in its seventh root.
+    """
+    root = 7.0 if path.exploding else 1.0
+    a, b = t ** (1.0 / root), s ** (1.0 / root)
+    return [t, *((a + (b - a) * i / steps) ** root for i in range(1, steps))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,16 +516,54 @@ class TableGrid:
       starts: per entry the start times of all steps, in the path's clock; the end 0 is
         added. The number of steps is the length.
       other: grid for numbers of steps without an entry.
+      angles: whether the starts are noise angles ``arctan2(sigma, alpha)``, TrigFlow's
+        clock, and serve on every path.
     """
 
     starts: tuple[tuple[float, ...], ...]
-    other: Grid = EvenGrid()
+    other: Grid = PathGrid()
+    angles: bool = False
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
         for row in self.starts:
             if len(row) == checked_steps(steps):
-                return check_times((*row, 0.0))
+                return check_times((*self._times(row, path), 0.0))
         return self.other(steps, path)
+
+    def _times(self, row: tuple[float, ...], path: Path) -> tuple[float, ...]:
+        if not self.angles:
+            return row
+        with jax.ensure_compile_time_eval():
+            return tuple(float(path.time_of_angle(jnp.asarray(a))) for a in row)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedGrid:
+    """Equal steps of an unshifted clock, the last one shorter or longer than the rest.
+
+    With ``u`` falling from 1 to 0 in steps of ``1 / (steps - 1 + last)`` and a last one
+    of ``last`` times that, the times are ``t_max k u / (1 + (k - 1) u)``.
+
+    Attributes:
+      shift: ``k``; 3.2 in pi-Flow's text-to-image models.
+      last: length of the last step in units of the others; 0.5 there.
+    """
+
+    shift: float = 1.0
+    last: float = 1.0
+
+    def __post_init__(self):
+        if self.shift <= 0.0 or self.last <= 0.0:
+            raise ValueError(
+                f"shift and last must be positive, got {self.shift}, {self.last}"
+            )
+
+    def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
+        n = checked_steps(steps)
+        shares = [1.0 - i / (n - 1 + self.last) for i in range(n)]
+        return check_times(
+            (*(path.t_max * shifted(u, self.shift) for u in shares), 0.0)
+        )
 
 
 def value_at(schedule: Schedule, step: Array | int) -> Array:
@@ -394,6 +597,17 @@ class Switch:
 
     def __call__(self, step: Array) -> Array:
         return jnp.where(step < self.at, self.before, self.after)
+
+
+@dataclasses.dataclass(frozen=True)
+class Minimum:
+    """The smaller of two schedules; ``Minimum(0.99, Ramp(10))`` stops short of 1."""
+
+    a: Schedule
+    b: Schedule
+
+    def __call__(self, step: Array) -> Array:
+        return jnp.minimum(value_at(self.a, step), value_at(self.b, step))
 
 
 @dataclasses.dataclass(frozen=True)

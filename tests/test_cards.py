@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import api, cards, cli, recipes
+from distilljax import ahead, api, cards, cli, methods, recipes, releases, specs
 from distilljax.binding import Bound
 from distilljax.data import degraded_digits
 from distilljax.judge import RestorationJudge
 from distilljax.times import EvenGrid, LogNormal, Ramp
+from distilljax.training.config import TrainConfig
 from tests.networks.filled import filled
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,6 +77,50 @@ def test_every_card_says_command_hardware_cost_and_result(path):
     for word in ("Hardware: ", "Cost: ", "Expected: ", "Reproduces: "):
         assert word in text, word
     assert ("--teacher=" in command.group(2)) == read(path)[1].method.taught
+
+
+RELEASES = [(n, r) for n, r in releases.RELEASES.items() if "imagenet256" not in n]
+
+
+@pytest.mark.parametrize(("name", "release"), RELEASES, ids=[n for n, _ in RELEASES])
+def test_every_release_makes_a_card(name, release):
+    kind = "imagenet64" if "imagenet64" in name else "cifar"
+    kind = "latent" if "imagenet512" in name else kind
+    two = "second_time" in methods.build(release.method).roles["student"].needs
+    config = recipes.pod_card(kind, release, second_time=two)
+    assert release.source
+    assert config.cycles == release.cycles
+    assert 0 <= config.batch_size - release.batch_size < 16 * config.student.accumulate
+    for key, value in release.network.items():
+        assert config.networks.backbone[key] == value
+    for role, settings in release.roles.items():
+        assert role in config
+        for key, value in settings.items():
+            assert config[role][key] == value
+    method = methods.build(release.method, **specs.resolve(dict(release.options)))
+    for role in method.trained:
+        for key in release.default.keys() - release.roles.get(role, {}).keys():
+            if key == "schedule":
+                continue
+            wanted = release.default[key]
+            assert config[role][key] == wanted or list(config[role][key]) == [*wanted]
+
+
+def test_the_teacher_on_cifar_is_trained_as_edms():
+    config = cards.load(ROOT / "configs" / "cifar" / "teacher.py")
+    assert config.networks.backbone.dropout == 0.13
+    assert config.networks.backbone.augment_features == 9
+    assert config.source.augment == "Augmentation(0.12)"
+    assert config.student.clip is None
+    role = TrainConfig.of({"student": config.student.to_dict()}).role("student")
+    assert role.schedule.warmup * config.batch_size == pytest.approx(1e7, rel=1e-4)
+    seen = config.cycles * config.batch_size
+    assert seen == pytest.approx(200e6, rel=1e-5)
+    half = np.log(0.5) / np.log(float(role.ema_decay(10**6, config.batch_size)))
+    assert half * config.batch_size == pytest.approx(500_000, rel=1e-3)
+    told = ahead.sample_of(cards.outline(config))["cond"]
+    assert told["augment"].shape == (9,)
+    assert told["label"].shape == ()
 
 
 def test_a_card_holds_every_default_that_text_can_say():

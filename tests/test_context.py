@@ -77,3 +77,14 @@ def test_unknown_roles_list_the_near_ones():
         _ = context().nets.studnt
     with pytest.raises(KeyError, match="Known: student"):
         _ = context().nets["teacher"]
+
+
+def test_keys_are_those_of_their_names():
+    ctx, other = context().of("draw"), context().of("draw")
+    keys = ctx.keys(["a", "b"])
+    for key, name in zip(keys, "ab", strict=True):
+        np.testing.assert_array_equal(
+            ctx.normal_of(key), other.normal(name), strict=True
+        )
+    with pytest.raises(ValueError, match="'b' is drawn twice"):
+        ctx.key("b")

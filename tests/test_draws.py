@@ -21,7 +21,7 @@ from distilljax.draws import (
     TeacherTrajectory,
 )
 from distilljax.solvers import Euler
-from distilljax.times import EvenGrid, Point, TableGrid
+from distilljax.times import Choice, EvenGrid, Point, TableGrid
 from tests import exact
 
 LINEAR = paths.linear()
@@ -154,6 +154,68 @@ def test_the_gradient_goes_through_the_exit_step_alone(slots):
         assert len(live) == 1
         exits |= set(live)
     assert exits == ({"late"} if slots else {"early", "late"})
+
+
+@pytest.mark.parametrize(
+    ("steps", "slots", "rows"),
+    # Of the third, 11 rows of every 16 would be exact.
+    [((1, 2), (1, 1, 2), 2), ((8,), (1,) * 8, 28), ((1, 3), (6, 3, 3, 4), 12)],
+)
+def test_slots_put_one_network_into_the_program_and_pay_their_own_depth(
+    steps, slots, rows
+):
+    """Rows that the steps before the exits evaluate, of every group."""
+    seen, groups = [], 2
+
+    def apply(params, x, t, cond=None, s=None, **options):
+        seen.append(len(x))
+        return x
+
+    net = Network("seen", apply, lambda key: {}, LINEAR, "x0")
+    size = groups * sum(slots)
+    ctx = context(size, student=net)
+    scans = [
+        equation.params["length"]
+        for equation in jax.make_jaxpr(
+            lambda: Rollout(steps, EvenGrid(), slots=slots)(ctx)
+        )().eqns
+        if equation.primitive.name == "scan"
+    ]
+    before, last = sorted(set(seen))
+    assert last == size
+    assert seen.count(size) == 1
+    assert [groups * rows] == [length * before for length in scans]
+
+
+def test_a_rollout_at_drawn_times_meets_the_sampler_at_those_times():
+    """Running minima of a law from pure noise, and the sampler's law at the exit."""
+    draw = Rollout((3,), law=Choice((0.5, 0.9)), timed=True)
+    run, depths = jax.jit(lambda seed: draw(context(4000, seed))), set()
+    for seed in range(6):
+        found, ctx = run(seed), context(4000, seed)
+        depth = int(ctx.choice("case", 3))
+        drawn = [ctx.times(f"simulation{i}", draw.law, LINEAR) for i in (1, 2)]
+        rows = np.minimum.accumulate(np.stack([np.ones(4000), *drawn]), 0)
+        np.testing.assert_allclose(found["t"], rows[depth], atol=1e-6)
+        depths.add(depth)
+        # Repeated times are no grid, so that the sampler's rule is applied by hand.
+        f = Bound("student", affine(), affine().init(0)).flow_map()
+        x = jax.random.normal(jax.random.key(50 + seed), (4000, 1))
+        for i in range(depth + 1):
+            eps = jax.random.normal(jax.random.key(90 + 7 * seed + i), x.shape)
+            after = rows[i + 1] if i < depth else np.zeros(4000)
+            x = sampling.Consistency()(f, LINEAR, x, rows[i], after, eps)
+        for last in set(rows[depth]):
+            a, b = (np.asarray(v)[rows[depth] == last] for v in (found["x0"], x))
+            error = 5.0 * b.std() / np.sqrt(len(b))
+            assert abs(a.mean() - b.mean()) < 1.5 * error
+            assert abs(a.std() - b.std()) < 1.5 * error
+    assert len(depths) > 1
+
+
+def test_drawn_times_take_no_slots():
+    with pytest.raises(ValueError, match="takes no slots.*leave one"):
+        Rollout((1, 2), law=Point(), slots=(1, 1, 1))
 
 
 def test_slots_must_fit_steps_and_batch():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax import generation, solvers
+from distilljax import generation, paths, solvers
 from distilljax.binding import Bound, Network
 from distilljax.generation import (
     Lead,
@@ -32,7 +32,7 @@ def echo(params, eps, cond, key):
 
 
 def noisy(params, eps, cond, key):
-    return eps + jax.random.normal(key, eps.shape)
+    return eps + solvers.fresh_noise(key, 0, eps)
 
 
 def test_noise_depends_on_seed_and_index_alone():
@@ -310,3 +310,72 @@ def test_networks_without_a_path_and_steps_below_one_are_refused():
     grid = TableGrid(((0.3, 1.0),))
     with pytest.raises(ValueError, match="decrease strictly from noise to data"):
         student_sampler(mean_flow(), NET, 2, grid=grid)
+
+
+def test_samples_of_several_steps_do_not_depend_on_the_batch_size():
+    """Fresh noise of every step belongs to the sample, not to its place in a batch."""
+    network = toy.mlp((2,), path=paths.trigflow())
+    params = network.init(jax.random.key(0))
+    run = generation.student_sampler(scm(), network, 4)
+    options = {"sample_shape": (2,), "count": 8}
+    whole, parts = (
+        generate(run, params, **options, batch_size=size) for size in (8, 3)
+    )
+    np.testing.assert_allclose(whole, parts, atol=1e-5)
+    assert np.abs(whole - generate(run, params, **options, seed=1)).max() > 0.1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_seeds_that_would_lose_bits_are_refused(seed):
+    with pytest.raises(ValueError, match="seed must lie in 0 .. 4294967295"):
+        initial_noise(seed, 0, 2, (2,))
+    with pytest.raises(ValueError, match="seed must lie in"):
+        generate(noisy, None, sample_shape=(2,), count=1, seed=seed)
+
+
+def scaled(params, eps, cond, key):
+    return params * eps
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path, cut, monkeypatch):
+    options = {"sample_shape": (2,), "count": 4, "batch_size": 2}
+    cut(1)
+    with pytest.raises(Cut):
+        generate(scaled, np.float32(1.0), **options, resume=tmp_path / "parts")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="parameters and inputs differ"):
+        generate(scaled, np.float32(2.0), **options, resume=tmp_path / "parts")
+
+
+def test_a_damaged_batch_is_made_again(tmp_path, cut, monkeypatch):
+    options = {"sample_shape": (2,), "count": 6, "batch_size": 2}
+    whole = generate(scaled, np.float32(1.0), **options)
+    cut(2)
+    with pytest.raises(Cut):
+        generate(scaled, np.float32(1.0), **options, resume=tmp_path / "parts")
+    monkeypatch.undo()
+    path = tmp_path / "parts" / "batch_00000002.npy"
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 4
+    path.write_bytes(raw)
+    with pytest.warns(UserWarning, match="damaged; its samples are made again"):
+        found = generate(scaled, np.float32(1.0), **options, resume=tmp_path / "parts")
+    np.testing.assert_array_equal(found, whole)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    def second(params, eps, cond, key):
+        with pytest.raises(ValueError, match="in use"):
+            generate(scaled, np.float32(1.0), **options)
+        return eps
+
+    options = {"sample_shape": (2,), "count": 2, "resume": tmp_path / "parts"}
+    generate(second, None, **options)
+
+
+def test_samples_that_are_not_finite_are_no_result(tmp_path):
+    def broken(params, eps, cond, key):
+        return eps.at[1].set(jnp.nan)
+
+    with pytest.raises(FloatingPointError, match="1 of 3 .* the first is sample 1"):
+        generate(broken, None, sample_shape=(2,), count=3)

@@ -28,6 +28,8 @@ def test_values_are_the_published_ones():
     allclose(values(metrics.half_mse, r), squares / 12)
     allclose(values(metrics.sum_squares, r), squares)
     allclose(values(metrics.norm, r), jnp.sqrt(squares))
+    allclose(values(metrics.absolute, r), jnp.mean(jnp.abs(r), axis=(1, 2)))
+    allclose(values(metrics.largest, r), jnp.max(jnp.abs(r), axis=(1, 2)))
     huber = jnp.sqrt(squares + c**2) - c
     allclose(values(metrics.PseudoHuberVector(c), r), huber)
     element = jnp.mean(jnp.sqrt(r**2 + c**2) - c, axis=(1, 2))
@@ -40,6 +42,9 @@ def test_gradients_move_the_output_along_the_direction():
     c = 0.3
     allclose(gradient(metrics.sum_squares, r), -2 * r)
     allclose(gradient(metrics.norm, r), -r / size)
+    allclose(gradient(metrics.absolute, r), -jnp.sign(r) / 3)
+    most = jnp.abs(r) == jnp.max(jnp.abs(r), axis=1, keepdims=True)
+    allclose(gradient(metrics.largest, r), jnp.where(most, -jnp.sign(r), 0.0))
     huber = -r / jnp.sqrt(size**2 + c**2)
     allclose(gradient(metrics.PseudoHuberVector(c), r), huber)
     element = -r / jnp.sqrt(r**2 + c**2) / 3

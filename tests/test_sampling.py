@@ -9,7 +9,7 @@ import pytest
 from distilljax import paths, sampling, solvers
 from distilljax.flow_maps import AffineFlowMap
 from distilljax.oracles import prediction
-from distilljax.predictions import X0
+from distilljax.predictions import X0, F
 from distilljax.sampling import (
     SDE,
     Consistency,
@@ -95,7 +95,8 @@ def test_gamma_joins_the_deterministic_rule_and_full_re_noising(name):
 
     low, half, high, deterministic, consistency = run(x)
     allclose(low, deterministic, 1e-9)
-    allclose(high, consistency, 1e-9)
+    # On EDM the map ends at 0.002, and as much less noise is added.
+    np.testing.assert_allclose(high, consistency, atol=1e-9 + 5.0 * path.boundary)
     assert np.abs(half - low).max() > 1e-3
     assert np.abs(half - high).max() > 1e-3
 
@@ -104,8 +105,25 @@ def test_gamma_reaches_its_level_with_the_published_noise():
     path, x, gamma = paths.edm(), normal(0, 4, 2), 0.6
     t, s, eps = jnp.asarray(5.0), jnp.asarray(2.0), normal(1, 4, 2)
     found = Gamma(gamma)(exact(path), path, x, t, s, eps)
-    below = np.sqrt(1 - gamma**2) * 2.0
-    allclose(found, exact(path)(x, t, below) + gamma * 2.0 * eps, 1e-10)
+    below = 0.002 + np.sqrt(1 - gamma**2) * (2.0 - 0.002)
+    noise = np.sqrt(4.0 - below**2) * eps
+    allclose(found, exact(path)(x, t, below) + noise, 1e-10)
+    at_end = Gamma(gamma)(exact(path), path, x, t, jnp.asarray(0.002), eps)
+    allclose(at_end, exact(path)(x, t, 0.002), 1e-6)
+
+
+def test_re_noising_starts_where_a_consistency_model_ends():
+    path, x, eps = paths.edm(), normal(0, 4, 2), normal(1, 4, 2)
+
+    def output(x, t, s):
+        return jnp.zeros_like(x)
+
+    f = AffineFlowMap(output, path, F, path.boundary)
+    t, s = jnp.asarray(5.0), jnp.asarray(0.8)
+    noise = np.sqrt(0.8**2 - 0.002**2) * eps
+    allclose(Consistency()(f, path, x, t, s, eps), f(x, t, 0.0) + noise, 1e-10)
+    end = jnp.asarray(0.0)
+    allclose(Consistency()(f, path, x, t, end, eps), f(x, t, 0.0), 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)

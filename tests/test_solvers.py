@@ -369,7 +369,9 @@ def test_states_are_at_least_float32():
 
 
 @pytest.mark.parametrize(
-    ("rho", "path"), [(1.0, paths.linear()), (7.0, paths.edm())], ids=["even", "edm"]
+    ("rho", "path"),
+    [(1.0, paths.linear()), (7.0, paths.edm()), (None, paths.edm())],
+    ids=["even", "edm", "default"],
 )
 def test_a_solver_is_a_flow_map(rho, path):
     f = ode_flow_map(field(path), path, steps=32, rho=rho)

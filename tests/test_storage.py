@@ -1,6 +1,9 @@
 """Files are whole or absent, on local disk and in a bucket."""
 
+import io
 import os
+import pathlib
+import zipfile
 
 import numpy as np
 import pytest
@@ -92,3 +95,67 @@ def test_absolute_leaves_buckets_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert os.fspath(storage.absolute("a/b")) == str(tmp_path / "a" / "b")
     assert os.fspath(storage.absolute("gs://a/b")) == "gs://a/b"
+
+
+def _crafted(folder, name, head, raw=b""):
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, head)
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        archive.writestr("x.npy", out.getvalue() + raw)
+    return folder / name
+
+
+def _damaged(folder):
+    """Files that are damaged, or made to harm."""
+    path = folder / "zlib.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).normal(size=(200, 4)))
+    raw = bytearray(path.read_bytes())
+    raw[120:400] = bytes(b ^ 0xFF for b in raw[120:400])
+    path.write_bytes(raw)
+    yield path
+    (folder / "garbage.npz").write_bytes(b"PK\x03\x04" + bytes(500))
+    yield folder / "garbage.npz"
+    head = {"descr": "<f4", "fortran_order": False, "shape": (10**13, 4)}
+    yield _crafted(folder, "huge.npz", head)
+    path = _crafted(folder, "token.npz", {**head, "shape": (4, 4)}, bytes(64))
+    path.write_bytes(path.read_bytes().replace(b"(4, 4), }", b"(4, 4(, }"))
+    yield path
+    path = folder / "locked.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"abc")
+    raw = bytearray(path.read_bytes())
+    raw[6] |= 1
+    raw[raw.rfind(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(raw)
+    yield path
+    (folder / "empty.npy").write_bytes(b"")
+    yield folder / "empty.npy"
+
+
+def test_damaged_arrays_are_named(tmp_path):
+    for path in _damaged(tmp_path):
+        with pytest.raises(ValueError, match=path.stem):
+            storage.load_arrays(path)
+
+
+def test_arrays_of_objects_are_named_and_others_read(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros(2), names=np.array(["a", None], dtype=object))
+    assert set(storage.load_arrays(path, ("x",))) == {"x"}
+    with pytest.raises(ValueError, match="'names' is an array of Python objects"):
+        storage.load_arrays(path)
+
+
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        storage.load_arrays(tmp_path / "gone.npz")
+
+
+def test_two_writers_of_one_file_use_two_drafts(tmp_path):
+    path = tmp_path / ("s" * 251 + ".npz")
+    with storage.whole(path) as first, storage.whole(path) as second:
+        assert first != second
+        for name in (first, second):
+            pathlib.Path(name).write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -28,6 +28,7 @@ def draw(law, path):
         times.ArctanNormal(),
         times.Point(),
         times.Shifted(times.Uniform(), 3.0),
+        times.InClock(times.Shifted(times.Uniform(), 5.0)),
         times.Mixture(((0.5, times.Uniform()), (0.5, times.Point()))),
     ],
 )
@@ -67,6 +68,41 @@ def test_a_shift_moves_times_toward_noise():
     u, t = draw(times.Uniform(), paths.linear()), None
     t = draw(times.Shifted(times.Uniform(), 3.0), paths.linear())
     np.testing.assert_allclose(t, 3 * u / (1 + 2 * u), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(PATHS))
+def test_a_law_in_the_clock_of_another_path_keeps_its_noise_levels(name):
+    path, linear = PATHS[name], paths.linear()
+    law = times.Shifted(times.Uniform(0.1, 0.9), 5.0)
+    t = jnp.asarray(draw(times.InClock(law, linear), path))
+    np.testing.assert_allclose(
+        path.angle(t), linear.angle(jnp.asarray(draw(law, linear))), atol=2e-4
+    )
+
+
+def test_the_shift_of_rectified_flow_on_trigflow():
+    """``t = arctan(5 u / (1 - u))``: its median is ``arctan 5``."""
+    t = draw(times.InClock(times.Shifted(times.Uniform(), 5.0)), paths.trigflow())
+    for level in (0.25, 0.5, 0.75):
+        wanted = np.arctan(5.0 * level / (1.0 - level))
+        assert abs((t < wanted).mean() - level) < 0.02
+
+
+def test_a_shifted_grid_has_even_steps_before_the_shift():
+    grid, path = times.ShiftedGrid(3.2, 0.5), paths.trigflow()
+    found = np.asarray(grid(4, path)) / path.t_max
+    raw = found / (3.2 - 2.2 * found)
+    np.testing.assert_allclose(raw, [1.0, 5 / 7, 3 / 7, 1 / 7, 0.0], atol=1e-12)
+    assert times.ShiftedGrid()(3, path) == times.EvenGrid()(3, path)
+    with pytest.raises(ValueError, match="must be positive"):
+        times.ShiftedGrid(0.0)
+
+
+def test_a_table_of_angles_serves_every_path():
+    grid = times.TableGrid(((1.5, 1.0),), angles=True)
+    for path in PATHS.values():
+        t = jnp.asarray(grid(2, path))
+        np.testing.assert_allclose(path.angle(t), [1.5, 1.0, 0.0], atol=1e-5)
 
 
 def test_a_mixture_keeps_its_shares():
@@ -117,7 +153,7 @@ def test_impossible_intervals_are_refused(bounds):
 def test_grids_fall_from_noise_to_data(steps, name):
     path = PATHS[name]
     grids = (times.EvenGrid(), times.EvenGrid(0.8), times.TableGrid(((1.0, 0.5),)))
-    for grid in grids:
+    for grid in (*grids, times.PathGrid(), times.PathGrid(solved=True)):
         t = grid(steps, path)
         assert len(t) == steps + 1
         assert t[-1] == 0.0
@@ -139,7 +175,9 @@ def test_an_angle_grid_makes_equal_steps_of_the_noise_angle(path):
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))
-@pytest.mark.parametrize("grid", [times.EvenGrid(), times.KarrasGrid()])
+@pytest.mark.parametrize(
+    "grid", [times.EvenGrid(), times.KarrasGrid(), times.KarrasPoints()]
+)
 def test_grids_are_numbers_inside_a_traced_loss(grid, name):
     found = []
 
@@ -161,6 +199,45 @@ def test_the_grid_of_edm():
     assert t[-1] == 0.0
     on_trig = times.KarrasGrid()(n, paths.trigflow(0.5))
     np.testing.assert_allclose(0.5 * np.tan(on_trig[:-1]), root**7, rtol=2e-3)
+
+
+def test_karras_points_bound_the_segments_and_end_at_the_boundary():
+    path, n = paths.edm(), 17
+    root = 80 ** (1 / 7) + np.arange(18) / n * (0.002 ** (1 / 7) - 80 ** (1 / 7))
+    np.testing.assert_allclose(times.KarrasPoints()(n, path), root**7, rtol=1e-5)
+    assert times.KarrasPoints()(1, path) == pytest.approx((80.0, path.boundary))
+    assert times.KarrasPoints(end=0.0)(n, path)[-1] == 0.0
+    assert times.KarrasPoints()(n, paths.linear())[-1] == 0.0
+
+
+def test_the_default_grid_is_the_paths():
+    path, grid = paths.edm(), times.PathGrid()
+    assert grid(1, path) == (80.0, 0.0)
+    assert grid(2, path) == pytest.approx((80.0, 2.5152, 0.0), rel=1e-4)
+    assert times.PathGrid(solved=True)(18, path) == times.KarrasGrid()(18, path)
+    for other in (paths.linear(), paths.trigflow(0.5), paths.vp()):
+        assert grid(4, other) == times.EvenGrid()(4, other)
+    narrow = grid(4, paths.edm(sigma_max=10.0))
+    assert narrow[0] == pytest.approx(10.0)
+
+
+def test_solver_steps_inside_a_segment_are_even_where_the_path_is():
+    assert times.between(1.0, 0.5, 2, paths.linear()) == [1.0, 0.75]
+    found = times.between(80.0, 0.0, 4, paths.edm())
+    np.testing.assert_allclose(found, 80.0 * (1 - np.arange(4) / 4) ** 7, rtol=1e-6)
+
+
+def test_a_karras_law_is_uniform_in_the_index():
+    law = times.KarrasLaw(0.0, 0.7)
+    for path in (paths.edm(), paths.trigflow(0.5)):
+        t = draw(law, path)
+        level = np.asarray(path.sigma(t) / path.alpha(t)) ** (1 / 7)
+        low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+        share = np.sort((high - level) / (high - low))
+        wanted = 0.7 * (np.arange(share.size) + 0.5) / share.size
+        assert np.abs(share - wanted).max() < 0.05
+    with pytest.raises(ValueError, match="shares with low < high"):
+        times.KarrasLaw(0.7, 0.7)
 
 
 def test_a_table_serves_its_numbers_of_steps():
@@ -188,7 +265,7 @@ def test_impossible_grids_are_refused(call, text):
 
 
 def test_a_grid_is_numbers_inside_a_traced_function():
-    for grid in (times.EvenGrid(), times.KarrasGrid()):
+    for grid in (times.EvenGrid(), times.KarrasGrid(), times.KarrasPoints()):
         for path in PATHS.values():
             wanted = grid(3, path)
             found = jax.jit(lambda g=grid, p=path: jnp.asarray(g(3, p)))()
@@ -215,7 +292,15 @@ def test_laws_are_values():
     assert hash(times.TableGrid(((1.0,),))) == hash(times.TableGrid(((1.0,),)))
 
 
-@pytest.mark.parametrize("grid", [times.EvenGrid(0.9), times.KarrasGrid(0.01, 20.0)])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        times.EvenGrid(0.9),
+        times.KarrasGrid(0.01, 20.0),
+        times.KarrasPoints(0.01, 20.0),
+        times.PathGrid(),
+    ],
+)
 @pytest.mark.parametrize("name", ["linear", "edm", "trigflow_half"])
 def test_grids_that_grow_have_the_times_of_fixed_ones(name, grid):
     path = PATHS[name]

@@ -4,20 +4,22 @@
 
 Data: data/cifar10.npz with x0 [50000, 32, 32, 3] in [-1, 1] and labels cond; with
 rcm.py:tfds TFDS's cifar10, with :records data/cifar10.
+Recipe: the release's for video, since none of images was released; `releases.RCM_WAN`
+holds every number and its source.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
 """
 
+from distilljax import releases
 from distilljax.recipes import pod_card
 
 
 def get_config(source="npz"):
     return pod_card(
         "cifar",
-        "rcm",
-        {"warmup": 10000, "critic_steps": 4},
-        lr=1e-5,
+        releases.RCM_WAN,
+        {"path": "trigflow(0.5)"},
         source=source,
-        critics=("fake_score",),
+        network={"path": "edm()", "prediction": "F", "augment_features": 9},
     )

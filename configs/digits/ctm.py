@@ -15,7 +15,12 @@ from distilljax.recipes import digits_card
 def get_config():
     return digits_card(
         "ctm",
-        {"segments": 8, "grid": "EvenGrid()", "target_decay": 0.95},
+        {
+            "segments": 8,
+            "grid": "EvenGrid()",
+            "dsm_law": "LogNormal(-1.2, 1.2)",
+            "target_decay": 0.95,
+        },
         second_time=True,
         cycles=1200,
         batch_size=128,

@@ -17,6 +17,8 @@ def get_config():
         {
             "law": "LogNormal(0.0, 1.4)",
             "adversarial_weight": 0.01,
+            "scm_weight": 1.0,
+            "noise_law": "LogNormal(0.09, 1.0)",
             "warmup": 400,
             "scm_options": {"tangent": None, "learned_weight": False},
         },

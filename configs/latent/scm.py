@@ -4,19 +4,16 @@
 
 Data: data/imagenet256_latents.npz with x0 [N, 32, 32, 4] of about unit variance
 and labels cond; with scm.py:records ArrayRecord in data/imagenet256_latents.
+Recipe: sCM's paper for the latents of ImageNet-512; `releases.SCM_IMAGENET512` holds
+every number and its source.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
 """
 
+from distilljax import releases
 from distilljax.recipes import pod_card
 
 
 def get_config(source="npz"):
-    return pod_card(
-        "latent",
-        "scm",
-        {"law": "LogNormal(-1.0, 1.4)", "warmup": "Ramp(10000)"},
-        lr=1e-4,
-        source=source,
-    )
+    return pod_card("latent", releases.SCM_IMAGENET512, source=source)

@@ -4,15 +4,16 @@
 
 Data: data/imagenet256_latents.npz with x0 [N, 32, 32, 4] of about unit variance
 and labels cond; with teacher.py:records ArrayRecord in data/imagenet256_latents.
+Recipe: the release of SiT; `releases.SIT_IMAGENET256` holds every number and its
+source.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
 """
 
+from distilljax import releases
 from distilljax.recipes import pod_card
 
 
 def get_config(source="npz"):
-    return pod_card(
-        "latent", "flow_matching", {"label_dropout": 0.1}, lr=2e-4, source=source
-    )
+    return pod_card("latent", releases.SIT_IMAGENET256, source=source)

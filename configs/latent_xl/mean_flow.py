@@ -1,23 +1,20 @@
 """MeanFlow on ImageNet-256 latents: DiT-XL/2, 675 M parameters.
 
-    distilljax train --config=configs/latent_xl/mean_flow.py --teacher=runs/xl/teacher
+    distilljax train --config=configs/latent_xl/mean_flow.py
 
 Data: data/imagenet256_latents.npz with x0 [N, 32, 32, 4] of about unit variance
 and labels cond.
 Parameters are split over the 16 chips (fsdp), the teacher is held in bfloat16.
+Recipe: the release of MeanFlow, from data alone; `releases.MEAN_FLOW_IMAGENET256` holds
+every number and its source.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
 """
 
+from distilljax import releases
 from distilljax.recipes import pod_card
 
 
 def get_config():
-    return pod_card(
-        "latent_xl",
-        "mean_flow",
-        {"law": "Pair(LogitNormal(-0.4, 1.0), 0.25)"},
-        lr=1e-4,
-        second_time=True,
-    )
+    return pod_card("latent_xl", releases.MEAN_FLOW_IMAGENET256, second_time=True)

@@ -5,19 +5,16 @@
 Data: data/imagenet256_latents.npz with x0 [N, 32, 32, 4] of about unit variance
 and labels cond.
 Parameters are split over the 16 chips (fsdp), the teacher is held in bfloat16.
+Recipe: the release's for video, since none of images was released; `releases.RCM_WAN`
+holds every number and its source.
 Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
 Expected: not measured.
 Reproduces: no paper's row.
 """
 
+from distilljax import releases
 from distilljax.recipes import pod_card
 
 
 def get_config():
-    return pod_card(
-        "latent_xl",
-        "rcm",
-        {"warmup": 10000, "critic_steps": 4},
-        lr=1e-5,
-        critics=("fake_score",),
-    )
+    return pod_card("latent_xl", releases.RCM_WAN)

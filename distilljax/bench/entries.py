@@ -204,7 +204,12 @@ def _entries() -> dict[str, Entry]:
             settings_of,
         ),
         "ctm": Entry(
-            lambda k, n: {"segments": 8, "grid": EvenGrid(), "target_decay": 0.95},
+            lambda k, n: {
+                "segments": 8,
+                "grid": EvenGrid(),
+                "dsm_law": LogNormal(-1.2, 1.2),
+                "target_decay": 0.95,
+            },
             settings_of,
             trips=mean_hops(8),
             note="a jump is trained only through the jump that follows it to the data; "
@@ -317,8 +322,10 @@ def _entries() -> dict[str, Entry]:
                 "law": LogNormal(0.0, 1.4),
                 "critic_steps": 2,
                 "dmd_law": central(0.02),
+                "grid": EvenGrid(),
                 "scm_options": {
                     "warmup": Ramp(k // 2),
+                    "state_only": False,
                     "tangent": None,
                 },
                 "dmd_options": {"critic_law": Uniform()},
@@ -328,7 +335,9 @@ def _entries() -> dict[str, Entry]:
         "sana_sprint": Entry(
             lambda k, n: {
                 "law": LogNormal(0.0, 1.4),
+                "noise_law": LogNormal(0.09, 1.0),
                 "adversarial_weight": 0.01,
+                "scm_weight": 1.0,
                 "warmup": k // 2,
                 "scm_options": {"tangent": None, "learned_weight": False},
             },

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import networks, paths
+from distilljax import networks, paths, storage
 from distilljax.bench.entries import MISSING, mixture_entries, start_entry
 from distilljax.bench.suites import BATCH, Suite, no_reward
 from distilljax.bench.truth import Truth
@@ -64,14 +64,14 @@ def read_mixture(path: str | os.PathLike) -> GaussianMixture:
     where = epath.Path(path)
     if not where.is_file():
         raise ValueError(f"there is no oracle {where}")
-    with where.open("rb") as file, np.load(file) as found:
-        missing = [name for name in FIELDS if name not in found]
-        if missing:
-            raise ValueError(
-                f"{where} lacks {', '.join(missing)}: an oracle holds weights [K], "
-                f"means [K, D] and stds [K], and this file {sorted(found)}"
-            )
-        weights, means, stds = (np.asarray(found[name], float) for name in FIELDS)
+    found = storage.load_arrays(where)
+    missing = [name for name in FIELDS if name not in found]
+    if missing:
+        raise ValueError(
+            f"{where} lacks {', '.join(missing)}: an oracle holds weights [K], means "
+            f"[K, D] and stds [K], and this file {sorted(found)}"
+        )
+    weights, means, stds = (np.asarray(found[name], float) for name in FIELDS)
     try:
         return of_arrays(weights, means, stds)
     except ValueError as error:

@@ -1,6 +1,7 @@
 """Sources of samples and the pipeline that batches them."""
 
 from distilljax.data.array_records import pairs, records, write_records
+from distilljax.data.augmented import Augmentation, Augmented, augmented
 from distilljax.data.counts import interleaved_labels, label_counts
 from distilljax.data.degraded import degraded_digits
 from distilljax.data.files import npz
@@ -19,10 +20,13 @@ from distilljax.data.without_data import conditions, labels
 
 __all__ = [
     "ArraySource",
+    "Augmentation",
+    "Augmented",
     "Mixture",
     "ReadSource",
     "Source",
     "arrays",
+    "augmented",
     "batches",
     "coloured_digits",
     "conditions",

@@ -21,6 +21,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
@@ -132,6 +133,7 @@ def records(
     sample_shape: tuple[int, ...] | None = None,
     num_classes: int | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
 ) -> Source:
     """The samples that `write_records` left in a folder.
 
@@ -142,6 +144,7 @@ def records(
         without the data.
       num_classes: number of labels, at least the folder's; default the folder's.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
 
     Raises:
       ValueError: if there is no such folder, a shard is missing or the samples have
@@ -185,7 +188,7 @@ def records(
         digest.hexdigest(),
         f"records {path}",
     )
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)
 
 
 def description(folder: epath.Path) -> dict[str, Any]:

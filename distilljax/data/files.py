@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import storage
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.sources import Source, arrays
 
@@ -17,7 +18,10 @@ _FIELDS = ("cond", "eps", "y", "weight")
 
 
 def load_npz(
-    path: str | os.PathLike, needed: tuple[str, ...], what: str
+    path: str | os.PathLike,
+    needed: tuple[str, ...],
+    what: str,
+    names: tuple[str, ...] | None = None,
 ) -> tuple[epath.Path, dict[str, np.ndarray]]:
     """The arrays of an ``.npz``, in memory.
 
@@ -25,6 +29,7 @@ def load_npz(
       path: the file.
       needed: arrays that it must hold.
       what: what to write into it where there is none.
+      names: the arrays that are read; None reads all.
 
     Raises:
       ValueError: if it is not there, damaged or lacks an array.
@@ -32,30 +37,25 @@ def load_npz(
     path = epath.Path(path)
     if not path.is_file():
         raise ValueError(f"no data at {path}: write {what} into it with np.savez")
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            found = dict(archive)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); write it again") from error
+    found = storage.load_arrays(path, names)
     for name in needed:
         if name not in found:
-            raise ValueError(f"{path} must hold {name!r}, it has {sorted(found)}")
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+                has = sorted(n.removesuffix(".npy") for n in archive.namelist())
+            raise ValueError(f"{path} must hold {name!r}, it has {has}")
     return path, found
 
 
 def _load_folder(path: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder's ``.npy`` files; on local disk they stay there."""
     found = {}
-    for file in sorted(path.glob("*.npy")):
-        if storage.is_local(file):
-            found[file.stem] = np.load(file, mmap_mode="r")
-        else:
-            with file.open("rb") as opened:
-                found[file.stem] = np.load(opened)
+    for name in ("x0", *_FIELDS):
+        if (file := path / f"{name}.npy").is_file():
+            found |= storage.load_arrays(file)
     if "x0" not in found:
         raise ValueError(
             f"{path} must hold x0.npy, and cond.npy if there are conditions; it has "
-            f"{sorted(f'{name}.npy' for name in found)}"
+            f"{sorted(file.name for file in path.glob('*.npy'))}"
         )
     return found
 
@@ -67,6 +67,7 @@ def npz(
     num_classes: int | None = None,
     images: bool | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
 ) -> Source:
     """Samples ``x0`` and, if it is there, ``cond`` of numpy's files.
 
@@ -74,12 +75,13 @@ def npz(
       path: ``.npz`` with ``x0 [N, *sample_shape]``, floating, and labels or embeddings
         ``cond [N, ...]``, read into memory; or a folder with ``x0.npy`` and
         ``cond.npy``, which are memory-mapped on local disk (float32; other types are
-        converted in memory).
+        converted in memory); or one ``.npy``, which is then ``x0``.
       sample_shape: what the file must hold; a card says it, so that programs can be
         built without the data.
       num_classes: see `arrays`.
       images: see `arrays`; False for latents.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
 
     Returns:
       The source, with the fields ``x0``, and ``cond``, ``eps``, ``y`` and ``weight``
@@ -92,10 +94,12 @@ def npz(
     path = epath.Path(path)
     if path.is_dir():
         found = _load_folder(path)
+    elif path.suffix == ".npy" and path.is_file():
+        found = {"x0": next(iter(storage.load_arrays(path).values()))}
     else:
         shape = ", ".join(map(str, sample_shape))
         what = f"x0 [N, {shape}] (images in [-1, 1], or latents) and cond [N]"
-        path, found = load_npz(path, ("x0",), what)
+        path, found = load_npz(path, ("x0",), what, ("x0", *_FIELDS))
     x0 = found.pop("x0")
     if x0.shape[1:] != tuple(sample_shape):
         raise ValueError(
@@ -104,4 +108,4 @@ def npz(
         )
     rest = {name: found[name] for name in _FIELDS if name in found}
     source = arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)

@@ -6,16 +6,19 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.sources import Sample, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+# Folders that archives and storage devices add.
+_SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 # Files whose size joins the fingerprint of a folder.
 _SIZED = 1024
 
@@ -155,18 +158,59 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
       sample_shape: ``(H, W, C)`` with 1, 3 or 4 channels.
 
     Returns:
-      float32 ``[H, W, C]``; bicubic where the size differs.
+      float32 ``[H, W, C]``; bicubic where the size differs. It stands upright as the
+      file's EXIF orientation says, lies on white where it is transparent (four channels
+      keep their transparency), and 16-bit and floating values are scaled, not cut.
+
+    Raises:
+      ValueError: on values whose white is not known.
     """
     from PIL import Image, ImageOps
 
     height, width, channels = sample_shape
-    # JPEG decodes at a fraction of its size, never below twice what is wanted.
-    image.draft(None, (2 * width, 2 * height))
-    image = image.convert(_MODES[channels])
+    # JPEG decodes at a fraction of its size, never below twice what is wanted; the
+    # sides may be exchanged by the orientation that the file says.
+    image.draft(None, (2 * max(height, width),) * 2)
+    image = _opaque(_levels(ImageOps.exif_transpose(image)), channels)
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    pixels = np.asarray(image, np.uint8).reshape(sample_shape)
+    pixels = np.array(image, np.uint8).reshape(sample_shape)
+    if channels == 4:
+        # What lies under full transparency is seen by nobody.
+        pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
     return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def _levels(image: Any) -> Any:
+    """An image of 16 or 32 bit a value as one of 8; others as they are.
+
+    Raises:
+      ValueError: on values whose white is not known.
+    """
+    from PIL import Image
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image
+    values = np.asarray(image, np.float64)
+    low, high = float(values.min()), float(values.max())
+    white = 1.0 if image.mode == "F" else 65535.0
+    if not 0.0 <= low <= high <= white:
+        raise ValueError(
+            f"an image of mode {image.mode} must have values in [0, {white:g}], got "
+            f"{low:g} to {high:g}; save it with 8 bits"
+        )
+    return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
+
+
+def _opaque(image: Any, channels: int) -> Any:
+    """The image in the mode of so many channels, on white where it is transparent."""
+    from PIL import Image
+
+    if channels == 4 or not image.has_transparency_data:
+        return image.convert(_MODES[channels])
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert(_MODES[channels])
 
 
 def check_image_shape(sample_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -189,13 +233,15 @@ def image_folder(
     sample_shape: tuple[int, int, int],
     num_classes: int | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
     read_threads: int = 0,
 ) -> Source:
     """Images ``path/<class>/<file>``, or ``path/<file>`` without labels.
 
     Labels number the class folders in the order of their names, and samples come in the
-    order of class and file name, whatever the file system says. An image is resized to
-    cover ``sample_shape`` and cropped at the centre.
+    order of class and file name, whatever the file system says. Hidden files and
+    folders are no data (``.ipynb_checkpoints``, ``__MACOSX``, ``._name.png``). An image
+    is resized to cover ``sample_shape`` and cropped at the centre, see `fitted`.
 
     Args:
       path: the folder; in a bucket too.
@@ -203,6 +249,7 @@ def image_folder(
       num_classes: number of class folders; a card says it, so that programs can be
         built without the data.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
       read_threads: threads that decode; 0 takes one a processor.
 
     Returns:
@@ -210,13 +257,17 @@ def image_folder(
       the names of all files and the sizes of 1024 of them.
 
     Raises:
-      ValueError: if there are no images, or another number of class folders.
+      ValueError: if there are no images, another number of class folders, images beside
+        or below the class folders, or a class folder without images.
     """
     path, shape = epath.Path(path), check_image_shape(sample_shape)
     if not path.is_dir():
         raise ValueError(f"no images at {path}: there is no such folder")
-    inside = {p.name: _images(p) for p in path.iterdir() if p.is_dir()}
+    folders = [p for p in path.iterdir() if not _hidden(p.name) and p.is_dir()]
+    inside = {p.name: _images(p) for p in folders}
     classes = sorted(name for name, images in inside.items() if images)
+    if classes:
+        _check_folder(path, inside)
     names = [f"{c}/{name}" for c in classes for name in inside[c]]
     labels = [i for i, c in enumerate(classes) for _ in inside[c]]
     if not classes:
@@ -245,12 +296,48 @@ def image_folder(
         f"image_folder {path}",
         read_threads,
     )
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file or folder is an editor's or a system's, no data."""
+    return name.startswith(".") or name in _SYSTEM
 
 
 def _images(folder: epath.Path) -> list[str]:
     names = (p.name for p in folder.iterdir())
-    return sorted(n for n in names if n.lower().endswith(SUFFIXES))
+    return sorted(n for n in names if not _hidden(n) and n.lower().endswith(SUFFIXES))
+
+
+def _check_folder(path: epath.Path, inside: Mapping[str, Sequence[str]]) -> None:
+    """Refuses class folders of which something would be left out without a word."""
+    beside = _images(path)
+    if beside:
+        raise ValueError(
+            f"{path} holds class folders and {len(beside)} images beside them "
+            f"({beside[0]}), which would be left out; move them into a class folder"
+        )
+    empty = sorted(name for name, images in inside.items() if not images)
+    deeper = [n for n in inside if _deeper(path / n)]
+    if deeper:
+        raise ValueError(
+            f"{path / deeper[0]} holds folders with images, one level too deep, which "
+            f"would be left out; images lie in {path}/<class>/<name>"
+        )
+    if empty:
+        raise ValueError(
+            f"class folders {empty} of {path} hold no image, so that the labels of "
+            "those behind them would shift; put images in, or remove the folders"
+        )
+
+
+def _deeper(folder: epath.Path) -> bool:
+    inner = [
+        p
+        for p in folder.iterdir()
+        if not _hidden(p.name) and "." not in p.name and p.is_dir()
+    ]
+    return any(_images(p) or _deeper(p) for p in inner)
 
 
 def _read(

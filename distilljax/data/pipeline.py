@@ -68,6 +68,12 @@ class _Stacks(Sequence):
         flat = self._indices(self._offset + int(number) * self._per_stack)
         kept = flat.reshape(self._shape)[..., self._columns]
         rows = take(self._source, kept.reshape(-1), self._pool)
+        vary = getattr(self._source, "vary", None)
+        if vary is not None and self._seed is not None:
+            places = self._offset + int(number) * self._per_stack
+            places = places + np.arange(self._per_stack).reshape(self._shape)
+            places = places[..., self._columns].reshape(-1)
+            rows = vary(rows, self._seed, places)
         return jax.tree.map(lambda a: a.reshape(kept.shape + a.shape[1:]), rows)
 
 
@@ -197,7 +203,8 @@ def batches(
 
     Args:
       source: the data. One without ``take`` is read item by item, by ``read_threads``
-        threads (0: one a processor) if it has such an attribute.
+        threads (0: one a processor) if it has such an attribute. One with ``vary(rows,
+        seed, places)`` changes its samples anew at every place of a shuffled stream.
       batch_size: samples of one micro-batch over all processes.
       stack: batches per cycle (the repeats of all phases that take a fresh one).
       accumulate: micro-batches per update.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import ReadSource, check_image_shape, fitted, mirrored
 from distilljax.data.sources import Sample, Source
 from distilljax.errors import unknown
@@ -23,6 +24,7 @@ def tfds(
     cond: str = "label",
     num_classes: int | None = None,
     flip: bool = False,
+    augment: Augmentation | None = None,
     read_threads: int = 0,
 ) -> Source:
     """A prepared data set of TensorFlow Datasets, by `tfds.data_source`.
@@ -40,6 +42,7 @@ def tfds(
       cond: feature of labels or embeddings; empty for none.
       num_classes: number of labels; default the data set's.
       flip: adds the mirror images, see `mirrored`.
+      augment: EDM's augmentation, see `augmented`.
       read_threads: threads that decode; 0 takes one a processor.
 
     Returns:
@@ -95,7 +98,7 @@ def tfds(
         f"tfds {known}",
         read_threads,
     )
-    return mirrored(source) if flip else source
+    return augmented(mirrored(source) if flip else source, augment)
 
 
 def _read(

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -175,13 +176,32 @@ def _column(name: str, value: Any, length: int | None) -> np.ndarray:
     return column
 
 
+# Numbers of channels of pictures.
+_CHANNELS = (1, 3, 4)
+
+
 def _check_images(x0: np.ndarray) -> None:
+    first, last = x0.shape[-3], x0.shape[-1]
+    if last not in _CHANNELS and first in _CHANNELS:
+        turned = "0, 2, 3, 1" if x0.ndim == 4 else "0, 1, 3, 4, 2"
+        raise ValueError(
+            f"x0: images must be [N, H, W, C], got {x0.shape}, which looks like "
+            f"channels first; transpose them with x.transpose({turned}), or pass "
+            "images=False for latents and other data"
+        )
     low, high = _range(x0)
     if low < -1.0 or high > 1.0:
         raise ValueError(
             f"x0: images must lie in [-1, 1], got values from {low:g} to {high:g}; "
             "rescale them (x / 127.5 - 1 for 8 bit), or pass images=False for latents "
             "and other data without bounds"
+        )
+    if low >= 0.0 and high > 0.0 and last in _CHANNELS:
+        warnings.warn(
+            f"x0: images lie in [{low:g}, {high:g}], and [-1, 1] is expected: values "
+            "in [0, 1] (as of ToTensor) are the brighter half alone; rescale them with "
+            "2 * x - 1 if black is 0",
+            stacklevel=3,
         )
 
 
@@ -217,6 +237,11 @@ def condition(
     elif column.dtype.kind != "f":
         raise ValueError(
             f"cond must be integer labels or float embeddings, got {column.dtype}"
+        )
+    elif column.ndim == 1:
+        raise ValueError(
+            "cond: floats [N] are neither labels nor embeddings; pass labels as "
+            "integers, cond.astype('int32'), or embeddings as [N, d]"
         )
     elif num_classes is not None:
         raise ValueError(

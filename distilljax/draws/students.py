@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distilljax.axes import looked_up
 from distilljax.paths import Path
@@ -80,10 +81,15 @@ class Rollout:
       role: the role that is rolled out.
       timed: whether the result is ``{"x0", "t"}`` with the times ``[B]`` from which the
         samples were made, for a fake score that is told them.
+      law: draws the start times per sample in place of the grid's (rCM's released
+        code): the first is ``t_max``, each later one the smaller of its predecessor
+        and a draw of the law. The number of steps made is then uniform in ``1 ..
+        max(steps)``. It takes no ``slots``.
 
     References:
       Yin et al., Improved Distribution Matching Distillation, 2024, arXiv:2405.14867,
         section 4.4.
+      Zheng et al., rCM, 2025, arXiv:2510.08431.
     """
 
     steps: tuple[int, ...] = (1,)
@@ -93,8 +99,14 @@ class Rollout:
     slots: tuple[int, ...] | None = None
     role: str = "student"
     timed: bool = False
+    law: Law | None = None
 
     def __post_init__(self):
+        if self.law is not None and self.slots is not None:
+            raise ValueError(
+                "a rollout at the drawn times of a law takes no slots, got slots="
+                f"{self.slots}; leave one of law and slots out"
+            )
         cases = sum(self.steps)
         if self.slots is not None and (
             len(self.slots) != cases or min(self.slots) < 0 or sum(self.slots) < 1
@@ -126,14 +138,27 @@ class Rollout:
         )
         return live, frozen
 
-    def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+    def _scheduled(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+        """``(start times [steps] or [steps, B], exit step)`` of a drawn case."""
+        if self.law is not None:
+            deepest = max(self.steps) - 1
+            leave = ctx.choice("case", deepest + 1)
+            times = [ctx.zeros() + path.t_max]
+            for i in range(deepest):
+                drawn = ctx.times(f"simulation{i + 1}", self.law, path)
+                times.append(jnp.minimum(times[-1], drawn))
+            return jnp.stack(times), leave
         cases = self._cases(path)
         deepest = max(k for _, k in cases)
         # Schedules are padded so that one table of times serves every case.
         rows = [row + row[-1:] * (deepest + 1 - len(row)) for row, _ in cases]
         case = ctx.choice("case", len(cases))
         times = jnp.asarray(rows, jnp.float32)[case]
-        leave = jnp.asarray([k for _, k in cases])[case]
+        return times, jnp.asarray([k for _, k in cases])[case]
+
+    def _one_case(self, ctx: Context, path: Path) -> tuple[Array, Array]:
+        times, leave = self._scheduled(ctx, path)
+        deepest = len(times) - 1
         noises = [ctx.normal(f"renoise{i}") for i in range(deepest)]
         x = path.start(ctx.normal("start"), t=times[0])
 
@@ -167,37 +192,93 @@ class Rollout:
             for _ in range(count)
         ]
         slots.sort(key=lambda case: case[1])
+        leave = np.asarray([k for _, k in slots])
+        table = np.zeros((group, leave[-1] + 1), np.float32)
+        for row, (times, k) in zip(table, slots, strict=True):
+            row[: k + 1] = times[: k + 1]
 
-        def grouped(x: Array, start: int) -> Array:
-            """Slots from ``start`` on, flattened; groups keep the batch sharding."""
-            x = x.reshape((-1, group) + x.shape[1:])[:, start:]
+        def grouped(x: Array) -> Array:
+            """``[groups, slots, ...]``; groups keep the batch sharding."""
+            return x.reshape((-1, group) + x.shape[1:])
+
+        def flat(x: Array) -> Array:
             return x.reshape((-1,) + x.shape[2:])
 
-        def at(step: int, start: int) -> Array:
-            row = jnp.asarray([times[step] for times, _ in slots[start:]], jnp.float32)
-            return jnp.tile(row, ctx.batch_size // group)
+        def told(times: Array) -> Array:
+            """Times of slots for all rows of them."""
+            return jnp.tile(times, ctx.batch_size // group)
 
-        x = path.start(ctx.normal("start"), t=at(0, 0))
-        left: list[Array] = []
-        start = 0
-        for i in range(slots[-1][1] + 1):
-            stay = sum(k == i for _, k in slots)
-            rows = x.reshape((-1, group - start) + x.shape[1:])
-            left.append(rows[:, :stay])
-            start += stay
-            if start == group:
-                break
-            x = rows[:, stay:].reshape((-1,) + x.shape[1:])
-            cond = jax.tree.map(lambda c, a=start: grouped(c, a), ctx.told)
-            _, frozen = self._maps(ctx, path, cond, i)
-            clean = sg(frozen(x, at(i, start), 0.0))
-            x = path.noise(clean, ctx.normal(f"renoise{i}", x), at(i + 1, start))
-        states = jnp.concatenate(left, axis=1)
-        states = states.reshape((ctx.batch_size,) + states.shape[2:])
-        exits = jnp.asarray([times[k] for times, k in slots], jnp.float32)
-        exits = jnp.tile(exits, ctx.batch_size // group)
-        live, _ = self._maps(ctx, path, ctx.told, slots[-1][1] + 1)
-        return live(sg(states), exits, 0.0), exits
+        x = path.start(ctx.normal("start"), t=told(table[:, 0]))
+        if leave[-1]:
+            plan = _turns(leave)
+            cond = jax.tree.map(grouped, ctx.told)
+
+            def turn(x: Array, now: tuple[Array, ...]) -> tuple[Array, None]:
+                index, slot, active, t, s, key = now
+                rows = x[:, slot]
+                one = jax.tree.map(lambda c: flat(c[:, slot]), cond)
+                frozen = self._maps(ctx, path, one, index)[1]
+                clean = sg(frozen(flat(rows), told(t), 0.0))
+                eps = ctx.normal_of(key, clean)
+                moved = path.noise(clean, eps, told(s)).reshape(rows.shape)
+                keep = active.reshape((1, -1) + (1,) * (x.ndim - 2))
+                return x.at[:, slot].set(jnp.where(keep, moved, rows)), None
+
+            # One network and one draw in the program, whatever the slots.
+            turns = (
+                np.arange(len(plan.slot)),
+                plan.slot,
+                plan.active,
+                table[plan.slot, plan.step],
+                table[plan.slot, plan.step + 1],
+                ctx.keys([f"renoise{i}" for i in range(len(plan.slot))]),
+            )
+            x = flat(jax.lax.scan(turn, grouped(x), turns)[0])
+        exits = told(table[np.arange(group), leave])
+        live, _ = self._maps(ctx, path, ctx.told, group)
+        return live(sg(x), exits, 0.0), exits
+
+
+class _Turns(NamedTuple):
+    """What is computed turn by turn, arrays ``[turns, width]``.
+
+    Attributes:
+      slot: the slots of a turn, each once.
+      step: the step that each takes.
+      active: whether it takes one; the others fill the turn and stay as they are.
+    """
+
+    slot: np.ndarray
+    step: np.ndarray
+    active: np.ndarray
+
+
+def _turns(leave: np.ndarray) -> _Turns:
+    """Turns of equal width in which each slot takes its steps, one after the other.
+
+    A turn takes the slots with the most steps to go, which needs no more turns than the
+    longest slot or the sum of all steps makes necessary. Of the widths that compute at
+    most a tenth more than this sum, the largest.
+
+    Args:
+      leave: number of steps of each slot, at least one of them positive.
+    """
+    total, deepest = int(leave.sum()), int(leave.max())
+
+    def count(width: int) -> int:
+        return max(deepest, -(-total // width))
+
+    widths = range(1, int((leave > 0).sum()) + 1)
+    width = max(w for w in widths if 10 * w * count(w) <= 11 * total)
+    done = np.zeros_like(leave)
+    turns: list[tuple[np.ndarray, ...]] = []
+    for _ in range(count(width)):
+        slot = np.sort(np.argsort(done - leave, kind="stable")[:width])
+        active = done[slot] < leave[slot]
+        turns.append((slot, np.where(active, done[slot], 0), active))
+        done[slot] += active
+    assert (done == leave).all()
+    return _Turns(*(np.stack(parts) for parts in zip(*turns, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from distilljax.fields import Field
 from distilljax.paths import Path
 from distilljax.predictions import Prediction
 from distilljax.solvers import Heun, Solver, solve
-from distilljax.times import EvenGrid, Grid
+from distilljax.times import Grid, PathGrid, between
 
 if TYPE_CHECKING:
     from distilljax.context import Context
@@ -41,7 +41,7 @@ class TeacherTrajectory:
 
     segments: int = 4
     substeps: int = 2
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     solver: Solver = Heun()
     guidance: float = 1.0
     path: Path | None = None
@@ -86,7 +86,7 @@ def follow(
       field: prediction of ``kind`` on ``path``.
       start: state at ``coarse[0]``, ``[B, ...]``.
       coarse: times of the ``K`` segments, ``K + 1`` numbers.
-      substeps: equal solver steps inside a segment.
+      substeps: solver steps inside a segment, see `times.between`.
       path: path of states and times.
       solver: see `solvers`.
       kind: kind of the field.
@@ -96,9 +96,9 @@ def follow(
       States ``[K, B, ...]`` and the end ``[B, ...]``.
     """
     times = [
-        t + (s - t) * i / substeps
+        time
         for t, s in zip(coarse[:-1], coarse[1:], strict=True)
-        for i in range(substeps)
+        for time in between(t, s, substeps, path)
     ]
     end, states = solve(
         field,
@@ -126,7 +126,7 @@ class StoredPairs:
       path: path of the state; default the student's network's. A pair suits any.
     """
 
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     path: Path | None = None
     segments: ClassVar[int] = 1
     fields: ClassVar[frozenset[str]] = frozenset({"x0", "eps"})

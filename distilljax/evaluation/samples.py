@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from distilljax.errors import unknown
 from distilljax.evaluation.inputs import check_labels
 from distilljax.evaluation.statistics import Moments
-from distilljax.storage import write_atomic
+from distilljax.storage import load_arrays, write_atomic
 
 _KEYS = ("x", "x0", "samples", "images", "arr_0")
 _LABEL_KEYS = ("label", "labels", "cond", "arr_1")
@@ -167,16 +166,8 @@ def parse_range(text: str | None) -> str | None:
 def _open(path: epath.Path) -> dict[str, NDArray]:
     if not path.is_file():
         raise ValueError(f"no file at {path}")
-    try:
-        if path.suffix == ".npy":
-            return {"x": np.load(path, mmap_mode="r")}
-        with np.load(path) as found:
-            return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is damaged or no .npz or .npy of plain arrays; write samples with "
-            "np.savez(path, x=images)"
-        ) from error
+    found = load_arrays(path, mend="write samples with np.savez(path, x=images)")
+    return {"x": found[path.stem]} if path.suffix == ".npy" else found
 
 
 def read_samples(

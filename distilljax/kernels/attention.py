@@ -37,12 +37,13 @@ def _attend(q: Array, k: Array, v: Array, mask: Array | None, scale: float) -> A
     top = jnp.max(scores, axis=-1, keepdims=True)
     top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
     weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total == 0.0, 1.0, total)
+    # Divided after the product, so that of all arrays of the size of the scores the
+    # backward pass keeps one.
+    total = jnp.moveaxis(jnp.sum(weights, axis=-1, keepdims=True), 1, 2)
     out = jnp.einsum(
         "bhqk,bkhd->bqhd", weights.astype(v.dtype), v, preferred_element_type=wide
     )
-    return out.astype(q.dtype)
+    return (out / jnp.where(total == 0.0, 1.0, total)).astype(q.dtype)
 
 
 def _xla(

@@ -72,6 +72,7 @@ def eulerian(
     s: Time = 0.0,
     *,
     warmup: Array | float = 1.0,
+    state_only: bool = False,
     derivative: Derivative = exact,
 ) -> Correction:
     """Continuous consistency: ``df/dt`` along ``v`` vanishes at the exact map.
@@ -94,7 +95,14 @@ def eulerian(
       x_t: state, shape of ``v``.
       t: time, scalar, ``[B]`` or more leading axes.
       s: end time of the map, at most ``t``; 0 is a consistency function.
-      warmup: ratio in [0, 1] that scales the part of the tangent beyond flow matching.
+      warmup: ratio ``r`` in [0, 1] that scales the part of the tangent beyond flow
+        matching.
+      state_only: False scales all of that part (the paper's sCM, FastGen, Sana). True
+        scales the explicit derivative alone and leaves ``b dF/dt`` whole, while the
+        factor ``A = -tangent_scale b'`` of ``F_v - F`` becomes ``sqrt(A (1 - r^2 +
+        r^2 A))``: on TrigFlow the direction of rCM's released code,
+        ``-cos t sqrt(1 - r^2 sin^2 t) (F - v) - r cos t sin t x_t - cos t sin t
+        dF/dt``. Both are one at ``warmup = 1``.
       derivative: `exact` or `finite_difference(step)`.
 
     Returns:
@@ -127,9 +135,15 @@ def eulerian(
         )
     carried = sg(carried)
     wanted = convert(flow_map.path, v, x_t, t, VELOCITY, flow_map.kind)
-    anchor = -scale * db * (wanted - sg(output))
-    rest = scale * (da * x_t + db * wanted + a * v) + carried
-    direction = anchor + expand(warmup, x_t) * rest
+    ratio, pull = expand(warmup, x_t), -scale * db
+    explicit = scale * (da * x_t + db * wanted + a * v)
+    if state_only:
+        spread = pull * (1.0 - ratio**2 * (1.0 - pull))
+        pull = jnp.sqrt(jnp.maximum(spread, 0.0))
+        rest = ratio * explicit + carried
+    else:
+        rest = ratio * (explicit + carried)
+    direction = pull * (wanted - sg(output)) + rest
     return correct(output, direction, jnp.ones_like(t, jnp.float32))
 
 

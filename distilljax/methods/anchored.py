@@ -16,16 +16,16 @@ from distilljax.corrections import Correction
 from distilljax.fields import Field
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
-from distilljax.methods.parts import TEACHER, guidance_needs, noised
+from distilljax.methods.parts import TEACHER, chosen, guidance_needs, noised
 from distilljax.metrics import mse_cosine
 from distilljax.paths import Path, Time, expand, linear
 from distilljax.predictions import VELOCITY, convert
 from distilljax.sampling import Consistency
 from distilljax.times import (
     ArctanNormal,
-    EvenGrid,
     Grid,
     Law,
+    PathGrid,
     Schedule,
     value_at,
 )
@@ -86,7 +86,9 @@ class OnFlow:
       guidance: scale ``w``; without a teacher the null velocity is the student's own.
       interval: times at which guidance is on.
       max_norm: see `fields.guide`.
-      mirrored: see `instantaneous`.
+      mirrored: where the student's own velocity is asked, see `instantaneous`; None
+        asks a network with one time at that time.
+      outside: see `facm`.
     """
 
     law: Law
@@ -95,7 +97,8 @@ class OnFlow:
     guidance: float = 1.0
     interval: tuple[float, float] | None = None
     max_norm: float | None = None
-    mirrored: bool = False
+    mirrored: bool | None = False
+    outside: bool = True
 
     def __call__(self, ctx: Context) -> dict[str, Array]:
         x_t, t, eps = noised(ctx, ctx.data["x0"], self.law, self.path)
@@ -120,14 +123,22 @@ class OnFlow:
         if self.guidance == 1:
             return of_data
         student = ctx.nets.student
-        null = instantaneous(
-            student, student.null_condition(ctx.data), self.path, self.mirrored
-        )
+        null = student.null_condition(ctx.data)
+
+        def own(x: Array, t: Time) -> Array:
+            away = null
+            if self.outside and self.interval is not None:
+                low, high = self.interval
+                away = chosen((t >= low) & (t <= high), null, ctx.cond)
+            if self.mirrored is None:
+                return student.velocity(away, path=self.path)(x, t)
+            return instantaneous(student, away, self.path, self.mirrored)(x, t)
+
         return fields.guided(
             of_data,
-            null,
+            own,
             self.guidance,
-            interval=self.interval,
+            interval=None if self.outside else self.interval,
             max_norm=self.max_norm,
         )
 
@@ -193,6 +204,8 @@ def facm(
     teacher: bool = True,
     guidance: float = 1.0,
     guidance_interval: tuple[float, float] | None = (0.0, 0.875),
+    outside: bool = True,
+    mirrored_null: bool = False,
     anchor_weight: Schedule = 1.0,
     relaxation: float | None = 0.5,
     limit: float = 1.0,
@@ -202,7 +215,7 @@ def facm(
     mirrored: bool = False,
     derivative: Derivative = exact,
     path: Path = linear(),
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """FACM: the shortcut to the data, anchored by flow matching in the same network.
 
@@ -218,6 +231,13 @@ def facm(
       guidance: scale ``w``; without a teacher the null velocity is the student's own,
         which label dropout must have taught it before.
       guidance_interval: times of ``path`` at which guidance is on.
+      outside: whether, without a teacher, the velocity of the data is still moved away
+        from the student's own at the other times, from the conditional one instead of
+        the null one: the release swaps the labels there. False takes the velocity of
+        the data. A teacher's is its conditional one either way.
+      mirrored_null: whether, without a teacher, a ``mirrored`` network is asked for the
+        null velocity at ``-t``, where it keeps it. The release asks at ``t``, where the
+        network holds the mean velocity to the data.
       anchor_weight: weight of the anchor; the number 0 leaves it out.
       relaxation: power in ``a``; None for ``a = 1``.
       limit: largest element of the gap ``u* - u``.
@@ -234,7 +254,15 @@ def facm(
       The method. Batch: ``x0`` (and ``cond``). Roles: student, with a second time
       unless ``mirrored``; teacher.
     """
-    point = OnFlow(law, path, teacher, guidance, guidance_interval, mirrored=mirrored)
+    point = OnFlow(
+        law,
+        path,
+        teacher,
+        guidance,
+        guidance_interval,
+        mirrored=(True if mirrored_null else None) if mirrored else False,
+        outside=outside,
+    )
     short = shortcut(
         path,
         two_time=not mirrored,

@@ -13,6 +13,7 @@ from distilljax.binding import told
 from distilljax.context import Context
 from distilljax.corrections import Correction
 from distilljax.draws import Guidance
+from distilljax.flow_maps import FlowMap
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import (
     Citation,
@@ -36,16 +37,17 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
+from distilljax.methods.weights import LevelWeight, constant, noise_ratio
 from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, trigflow
+from distilljax.paths import Path, Time, trigflow
 from distilljax.sampling import Consistency
 from distilljax.solvers import DDIM, Heun, Solver, solve
 from distilljax.times import (
-    EvenGrid,
     Grid,
-    KarrasGrid,
+    KarrasPoints,
     Law,
     LogNormal,
+    PathGrid,
     Ramp,
     Schedule,
     value_at,
@@ -82,31 +84,37 @@ LCM = Citation(
 
 def cm_cd(
     *,
-    segments: int = 18,
-    grid: Grid = KarrasGrid(),
+    segments: int = 17,
+    grid: Grid = KarrasPoints(),
     solver: Solver = Heun(),
     metric: Metric = half_mse,
+    weight: LevelWeight = constant,
     guidance: float = 1.0,
     target_decay: Schedule = 0.0,
     path: Path | None = None,
-    boundary: float = 0.0,
-    sampling_grid: Grid = EvenGrid(),
+    boundary: float | None = None,
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Consistency distillation: neighbouring points of one ODE trajectory agree.
 
     ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one step of the teacher's ODE
-    from ``x_t`` to the next time of the grid (eq. 7).
+    from ``x_t`` to the next time of the grid (eq. 7). Student and target share their
+    dropout; the teacher evaluates.
 
     Args:
-      segments: number of grid segments, ``N - 1`` of the paper.
-      grid: time grid; the paper's is Karras with rho 7.
+      segments: number of grid segments, ``N - 1`` for the ``N`` points of the paper (18
+        on CIFAR-10, 40 on ImageNet-64).
+      grid: the times that bound the segments; the paper's are Karras with rho 7 from 80
+        to ``sigma_min``.
       solver: ODE solver of the teacher's step; Heun in the paper.
       metric: ``d``; the paper prefers LPIPS, see `metrics.FeatureMetric`.
+      weight: of the distance, see `distilljax.methods.weights`.
       guidance: scale ``w`` of the teacher.
-      target_decay: EMA decay ``mu`` of the target network; 0 copies.
+      target_decay: EMA decay ``mu`` of the target network; 0 copies, as the released
+        JAX code of CIFAR-10 does; 0.95 in the paper's table for ImageNet-64.
       path: path; default the teacher's network's.
-      boundary: time at which the map is the identity (``sigma_min`` on EDM); 0 by
-        default, with a grid that ends at 0.
+      boundary: time at which the map is the identity, see `AffineFlowMap`. None is
+        ``sigma_min`` on EDM, as in the paper, and the data elsewhere.
       sampling_grid: times of the sampler.
 
     Returns:
@@ -115,19 +123,21 @@ def cm_cd(
 
     def agree(ctx: Context) -> Array:
         p = path_of(ctx, path, "teacher")
-        times = jnp.asarray(grid(segments, p), jnp.float32)
+        times = jnp.asarray(grid(segments, p))
         index = ctx.integers("index", segments)
         t, tau = looked_up(times, index), looked_up(times, index + 1)
         x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
         kind = ctx.nets.teacher.kind
         field = ctx.nets.teacher.guided(ctx.data, guidance, kind=kind, path=p)
         x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=kind)
+        identity = p.boundary if boundary is None else boundary
         f, f_target = (
-            net.flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
+            net.flow_map(ctx.cond, path=p, two_time=False, boundary=identity)
             for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
-        c = losses.consistency(f, f_target, x_t, t, x_tau, tau, boundary)
-        return losses.regress(c, metric)
+        c = losses.consistency(f, f_target, x_t, t, x_tau, tau, identity)
+        w = weight(noise_ratio(p, t), noise_ratio(p, tau), p.sigma_d)
+        return losses.regress(transforms.scale(c, w), metric)
 
     return check(
         Method(
@@ -150,21 +160,22 @@ def lcm(
     *,
     segments: int = 50,
     skip: int = 1,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(),
     solver: Solver = DDIM(),
     metric: Metric = PseudoHuberElement(0.001),
     guidance: Guidance = (3.0, 15.0),
     embed: bool = False,
     target_decay: Schedule = 0.95,
+    end: float | None = None,
     path: Path | None = None,
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Latent consistency: one long step of the guided ODE, the scale drawn per sample.
 
     ``d(f(x_t, t), sg f^-(x_tau, tau))`` with ``x_tau`` one DDIM step of the teacher
     guided by ``w`` over ``skip`` segments of the grid; the 20 of 1000 training times of
-    the paper are one segment of 50. Its ``c_skip`` and ``c_out`` are 0 and 1 but within
-    a few training times of the data, where they are the flow map's here.
+    the paper are one segment of 50. Its ``c_skip`` and ``c_out`` are 0 and 1 to 1e-5
+    from the first grid time up, and 1 and 0 at the end, where the target is the state.
 
     The paper writes guidance as ``cond + w' (cond - null)``, ``w = 1 + w'``, and draws
     ``w'`` in [2, 14]; the released script in [5, 15].
@@ -181,6 +192,9 @@ def lcm(
         (``guidance=``) and its sampler gives. False with a range learns an average over
         scales (the released LoRA script).
       target_decay: EMA decay of the target network; 0 copies (LoRA).
+      end: time at which the last segment ends, whose target is the teacher's state
+        there. None is the first time of the path at which a network is asked: 0.001,
+        training time 0 of the release, on `paths.vp`. 0 goes on to the data.
       path: path; default the teacher's network's.
       sampling_grid: times of the sampler.
 
@@ -192,20 +206,22 @@ def lcm(
 
     def agree(ctx: Context) -> Array:
         p = path_of(ctx, path, "teacher")
-        times = jnp.asarray(grid(segments, p), jnp.float32)
+        times = jnp.asarray(grid(segments, p))
         index = ctx.integers("index", segments)
         after = jnp.minimum(index + skip, segments)
         t, tau = looked_up(times, index), looked_up(times, after)
+        last = p.t_min if end is None else end
+        tau = jnp.maximum(tau, last)
         x_t = p.noise(ctx.data["x0"], ctx.normal("eps"), t)
         teacher = ctx.nets.teacher
         scale = scale_of(ctx, guidance)
         field = teacher.guided(ctx.data, scale, kind=teacher.kind, path=p)
         x_tau = solve(field, x_t, [t, tau], path=p, solver=solver, kind=teacher.kind)
         f, f_target = (
-            net.flow_map(ctx.told, path=p, two_time=False)
+            _to_data(net.flow_map(ctx.told, path=p, two_time=False))
             for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
-        c = losses.consistency(f, f_target, x_t, t, x_tau, tau)
+        c = losses.consistency(f, f_target, x_t, t, x_tau, tau, last)
         return losses.regress(c, metric)
 
     tell = telling(guidance if embed else None)
@@ -232,6 +248,15 @@ def lcm(
     )
 
 
+def _to_data(f: FlowMap) -> FlowMap:
+    """The consistency function of a map, whatever end time it is called with."""
+
+    def to_data(x: Array, t: Time, s: Time) -> Array:
+        return f(x, t, 0.0)
+
+    return to_data
+
+
 def scm(
     *,
     law: Law = LogNormal(-1.0, 1.4),
@@ -240,13 +265,15 @@ def scm(
     embed: bool = False,
     teacher: bool = True,
     warmup: Schedule = Ramp(10_000),
+    state_only: bool = False,
     tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
     learned_weight: bool = True,
     prior: bool | None = None,
+    prior_path: Path | None = None,
     derivative: Derivative = exact,
     label_dropout: float = 0.0,
     path: Path = trigflow(),
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """sCM: continuous-time consistency on TrigFlow, distilled (scd) or trained (sct).
 
@@ -263,13 +290,18 @@ def scm(
       teacher: True distils a teacher (scd); False takes the velocity of the data (sct),
         and the student still starts from a diffusion model under ``init="teacher"``.
       warmup: ratio in [0, 1] over cycles that scales the tangent beyond flow matching.
+      state_only: whether it scales the explicit derivative alone and not the jvp, as
+        rCM's released code does, see `losses.eulerian`.
       tangent: transform of the correction: `transforms.normalize_tangent` (with its
         constant and norm), `transforms.clip`, or None for the plain tangent.
       learned_weight: adds the role ``log_weight``; off is wiser on small problems,
-        where the weight runs away (its cap is in `losses.learned_weight`).
+        where the weight runs away (see `losses.learned_weight`).
       prior: the factor ``1/(sigma_d tan t)`` outside ``g`` that three public codes
         (FastGen, Sana, TBCM) have and the paper does not; with the learned weight any
         such factor cancels at its optimum. None: on together with the learned weight.
+      prior_path: path whose ``1/sigma`` that factor is, at the same noise level. None
+        is EDM's, ``1/(sigma_d tan t)``; FastGen takes the network's own, which on a
+        linear path is ``1/t``.
       derivative: `losses.exact` or `losses.finite_difference(step)`.
       label_dropout: share of null conditions in the student's pass (sct).
       path: TrigFlow with the ``sigma_d`` wanted; other paths work likewise.
@@ -297,14 +329,16 @@ def scm(
         cond = told(dropped(ctx, student, label_dropout)[0], ctx.data.get("guidance"))
         f = student.flow_map(cond, path=path, two_time=False)
         kappa = value_at(warmup, ctx.step)
-        c = losses.eulerian(f, v, x_t, t, warmup=kappa, derivative=derivative)
+        c = losses.eulerian(
+            f, v, x_t, t, warmup=kappa, state_only=state_only, derivative=derivative
+        )
         size = per_sample_norm(c.direction)
         c = transforms.drop_nonfinite(c)
         if tangent is not None:
             c = tangent(c)
         values = losses.regress(c)
         if learned_weight if prior is None else prior:
-            values = prior_weight(path, t) * values
+            values = prior_weight(path, t, prior_path) * values
         if learned_weight:
             log_weight = ctx.nets.log_weight.call("log_weight", t)
             values = losses.learned_weight(values, log_weight)

@@ -29,21 +29,31 @@ from distilljax.methods.curricula import (
     Shrink,
 )
 from distilljax.methods.parts import path_of
+from distilljax.methods.weights import (
+    LevelWeight,
+    constant,
+    inverse_gap,
+    noise_ratio,
+)
+from distilljax.methods.weights import (
+    inverse_output_scale as inverse_output_scale,
+)
 from distilljax.metrics import (
     Metric,
     PseudoHuberVector,
     half_mse,
     norm,
 )
-from distilljax.paths import Path, guard
+from distilljax.paths import Path
 from distilljax.sampling import Consistency
 from distilljax.times import (
-    EvenGrid,
     Grid,
     GrowingGrid,
     KarrasGrid,
+    KarrasPoints,
     Law,
     LogNormal,
+    PathGrid,
     Schedule,
     value_at,
 )
@@ -85,21 +95,6 @@ class Neighbours(NamedTuple):
 Pairs = Callable[[Context, Path], Neighbours]
 
 
-def noise_ratio(path: Path, t: Array) -> Array:
-    """``sigma/alpha``, the noise level on which these papers lay their times."""
-    return path.sigma(t) / guard(path.alpha(t))
-
-
-def inverse_gap(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
-    """Weight ``1 / (t - tau)`` in noise levels (iCT, ECT)."""
-    return 1.0 / (ratio - next_ratio)
-
-
-def inverse_output_scale(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
-    """Weight ``1 / c_out^2 = (t^2 + sigma_d^2) / (t sigma_d)^2`` (ECT on ImageNet)."""
-    return (ratio**2 + sigma_d**2) / (ratio * sigma_d) ** 2
-
-
 def log_normal_segment(
     u: Array, grid: KarrasGrid, count: Array | int, mean: float, std: float
 ) -> Array:
@@ -130,7 +125,7 @@ def shared_noise(
     metric: Metric | None,
     target: str | None,
     path: Path | None,
-    boundary: float,
+    boundary: float | None,
 ) -> Callable[[Context], Array]:
     """Term ``w d(f(x_t, t), sg f'(x_tau, tau))``, both noised with the same noise.
 
@@ -139,21 +134,22 @@ def shared_noise(
       metric: ``d``; None is iCT's `metrics.PseudoHuberVector` of the data's size.
       target: role of ``f'``; None is the student itself.
       path: path; default the student's network's.
-      boundary: see `AffineFlowMap`.
+      boundary: see `AffineFlowMap`; None is the path's.
     """
 
     def agree(ctx: Context) -> Array:
         p, x0 = path_of(ctx, path), ctx.data["x0"]
+        identity = p.boundary if boundary is None else boundary
         found = pairs(ctx, p)
         eps = ctx.normal("eps")
         student = ctx.nets.student
         other = student.detached() if target is None else ctx.nets[target]
         f, f_target = (
-            net.flow_map(ctx.cond, path=p, two_time=False, boundary=boundary)
+            net.flow_map(ctx.cond, path=p, two_time=False, boundary=identity)
             for net in (student, other.like(student))
         )
         x_t, x_tau = (p.noise(x0, eps, time) for time in (found.t, found.tau))
-        c = losses.consistency(f, f_target, x_t, found.t, x_tau, found.tau, boundary)
+        c = losses.consistency(f, f_target, x_t, found.t, x_tau, found.tau, identity)
         width = 0.00054 * math.sqrt(math.prod(x0.shape[1:]))
         used = PseudoHuberVector(width) if metric is None else metric
         return losses.regress(transforms.scale(c, found.weight), used)
@@ -183,13 +179,14 @@ def _method(
 def cm_ct(
     *,
     segments: Schedule = RootSegments(),
-    grid: GrowingGrid = KarrasGrid(),
+    grid: GrowingGrid = KarrasPoints(),
     metric: Metric = half_mse,
+    weight: LevelWeight = constant,
     target_decay: Schedule | None = None,
     init: str = "random",
     path: Path | None = None,
-    boundary: float = 0.0,
-    sampling_grid: Grid = EvenGrid(),
+    boundary: float | None = None,
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Consistency training: neighbouring noise levels of one ``(x0, eps)`` agree.
 
@@ -198,14 +195,15 @@ def cm_ct(
 
     Args:
       segments: number of grid segments over cycles, ``N(k) - 1`` of the paper.
-      grid: time grid; the paper's is Karras with rho 7.
+      grid: the times that bound the segments; the paper's are Karras with rho 7 from 80
+        to ``sigma_min``.
       metric: ``d``; the paper prefers LPIPS, see `metrics.FeatureMetric`.
+      weight: of the distance, see `distilljax.methods.weights`.
       target_decay: EMA decay ``mu`` of the target network; None is the paper's ``exp(s0
         log(0.9) / segments)``, made for long runs; 0 copies, which suits short ones.
       init: ``random``, or ``teacher`` to start from a diffusion model.
       path: path; default the student's network's.
-      boundary: time at which the map is the identity (``sigma_min`` on EDM); 0 by
-        default, with a grid that ends at 0.
+      boundary: time at which the map is the identity, see `cm_cd`.
       sampling_grid: times of the sampler.
 
     Returns:
@@ -216,7 +214,8 @@ def cm_ct(
         count = value_at(segments, ctx.step).astype(jnp.int32)
         index = ctx.integers("index", count)
         t, tau = grid.at(index, count, p), grid.at(index + 1, count, p)
-        return Neighbours(t, tau, jnp.ones_like(t))
+        levels = noise_ratio(p, t), noise_ratio(p, tau)
+        return Neighbours(t, tau, weight(*levels, p.sigma_d))
 
     decay = SegmentDecay(segments) if target_decay is None else target_decay
     return _method(
@@ -236,10 +235,11 @@ def ict(
     mean: float = -1.1,
     std: float = 2.0,
     metric: Metric | None = None,
+    weight: LevelWeight = inverse_gap,
     init: str = "random",
     path: Path | None = None,
-    boundary: float = 0.0,
-    sampling_grid: Grid = EvenGrid(),
+    boundary: float | None = None,
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Improved consistency training: no target EMA, pseudo-Huber, log-normal levels.
 
@@ -256,12 +256,13 @@ def ict(
       mean: of the law of ``log(sigma/alpha)``.
       std: of that law.
       metric: another metric than the pseudo-Huber.
+      weight: of the distance, see `distilljax.methods.weights`.
       init: ``random``, or ``teacher`` to start from a diffusion model.
       path: path; default the student's network's. Segments and weights are those of the
         noise levels ``sigma/alpha`` on every path.
-      boundary: noise level at which the map is the identity (``sigma_min`` on EDM).
+      boundary: time at which the map is the identity, see `cm_cd`.
       sampling_grid: times of the sampler; the paper's second level is 0.821 (CIFAR-10)
-        or 1.526.
+        or 1.526: ``TableGrid(((80.0,), (80.0, 0.821)))``.
 
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student.
@@ -271,8 +272,8 @@ def ict(
         count = value_at(segments, ctx.step)
         index = log_normal_segment(ctx.uniform("level"), grid, count, mean, std)
         ratio, below = (grid.ratio(index + i, count + 1.0) for i in (0.0, 1.0))
-        t, tau = (p.time_of_angle(jnp.arctan(level)) for level in (ratio, below))
-        return Neighbours(t, tau, inverse_gap(ratio, below, p.sigma_d))
+        t, tau = p.time_of_ratio(ratio), p.time_of_ratio(below)
+        return Neighbours(t, tau, weight(ratio, below, p.sigma_d))
 
     return _method(
         "ict",
@@ -290,10 +291,11 @@ def ect(
     k: float = 8.0,
     b: float = 1.0,
     metric: Metric = norm,
-    weight: Callable[[Array, Array, float], Array] = inverse_gap,
+    weight: LevelWeight = inverse_gap,
+    floor: float = 0.0,
     init: str = "teacher",
     path: Path | None = None,
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Easy consistency tuning: a diffusion model whose target time moves up from 0.
 
@@ -304,16 +306,18 @@ def ect(
     Args:
       gap: ``q^-(a + 1)`` in stage ``a`` over cycles.
       law: law of ``t``; -0.8, 1.6 on ImageNet.
-      k: how much wider gaps are at low noise.
+      k: how much wider gaps are at low noise; 0 is the release's ``adj="const"``.
       b: noise level over which that fades.
       metric: `metrics.norm` (CIFAR-10) or `metrics.PseudoHuberVector` (0.06 on
         ImageNet).
-      weight: `inverse_gap` or `inverse_output_scale`, or any function of both noise
-        levels and ``sigma_d``.
+      weight: `inverse_gap` or `inverse_output_scale`, or another of
+        `distilljax.methods.weights`.
+      floor: noise level at and below which a target is the data itself. The release
+        asks its network at every level above 0.
       init: ``teacher`` starts from a diffusion model.
       path: path; default the student's network's. ``t`` and ``tau`` above are noise
         levels ``sigma/alpha`` on every path.
-      sampling_grid: times of the sampler.
+      sampling_grid: times of the sampler; the second level of the release is 0.821.
 
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student.
@@ -323,9 +327,10 @@ def ect(
         t = ctx.times("t", law, p)
         ratio = noise_ratio(p, t)
         wide = (1.0 + k * jax.nn.sigmoid(-b * ratio)) * value_at(gap, ctx.step)
-        tau = p.time_of_angle(jnp.arctan(jnp.maximum(ratio * (1.0 - wide), 0.0)))
-        tau = jnp.where(tau <= p.t_min, 0.0, tau)
-        return Neighbours(t, tau, weight(ratio, noise_ratio(p, tau), p.sigma_d))
+        below = ratio * (1.0 - wide)
+        below = jnp.where(below <= floor, 0.0, below)
+        tau = p.time_of_ratio(below)
+        return Neighbours(t, tau, weight(ratio, below, p.sigma_d))
 
     return _method(
         "ect",

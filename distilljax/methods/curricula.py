@@ -119,4 +119,4 @@ class Shrink:
         stage = jnp.clip(
             jnp.floor(step * self.stages / self.cycles), 0, self.stages - 1
         )
-        return jnp.maximum(self.q ** -(stage + 1.0), 1e-3)
+        return self.q ** -(stage + 1.0)

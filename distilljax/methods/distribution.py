@@ -128,6 +128,7 @@ def dmd2(
     warm_start_weights: tuple[float, ...] | None = None,
     floor: float | None = None,
     slots: tuple[int, ...] | None = None,
+    rollout_law: Law | None = None,
     told_start: bool = False,
     path: Path | None = None,
     sampling_grid: Grid | None = None,
@@ -171,6 +172,8 @@ def dmd2(
       floor: smallest divisor of the normaliser ``mean |x - D_real|``; by default it
         falls with the number of elements, see `transforms.error_size`.
       slots: see `draws.Rollout`; None draws one exit step for the whole batch.
+      rollout_law: law of the rollout's times in place of ``grid``'s, see
+        `draws.Rollout`; None takes the grid.
       told_start: whether the fake score is told the time from which a sample was made,
         as its second time, so that it fits the samples of every step by themselves; one
         that is not fits their mixture, and where the first steps spread too far the
@@ -186,7 +189,8 @@ def dmd2(
       fake_score, discriminator.
     """
     gan = not (isinstance(gan_weight, (int, float)) and gan_weight == 0)
-    draws, needs = student_draws(Rollout(steps, grid, path, slots=slots), told_start)
+    rollout = Rollout(steps, grid, path, slots=slots, law=rollout_law)
+    draws, needs = student_draws(rollout, told_start)
 
     def match(ctx: Context) -> Array:
         return losses.regress(match_scores(ctx, law, path, guidance, floor))

@@ -16,7 +16,7 @@ from distilljax.methods.anchored import OnFlow, anchor, shortcut
 from distilljax.methods.parts import TEACHER, guidance_needs
 from distilljax.paths import Path, linear
 from distilljax.sampling import HopFirst
-from distilljax.times import EvenGrid, Grid, Law, Ramp, Schedule, Uniform, value_at
+from distilljax.times import Grid, Law, PathGrid, Ramp, Schedule, Uniform, value_at
 
 Array = jax.Array
 
@@ -89,7 +89,7 @@ def de_cm(
     eps: float = 1e-3,
     warmup: Schedule = 1.0,
     path: Path = linear(),
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """Dual-End Consistency: three clusters of pairs in place of all ``(t, s)``.
 

@@ -47,6 +47,7 @@ def mean_flow(
     warmup: Schedule = 1.0,
     derivative: Derivative = exact,
     label_dropout: float = 0.0,
+    init: str = "teacher",
     path: Path | None = None,
     sampling_grid: Grid = EvenGrid(),
 ) -> Method:
@@ -71,6 +72,8 @@ def mean_flow(
       derivative: `losses.exact` or `losses.finite_difference(step)`.
       label_dropout: share of samples with the null condition, whose velocity is left
         unguided (without a teacher).
+      init: ``random`` starts from random weights, as the paper does, which trains on
+        data alone; ``teacher`` from the teacher's.
       path: path; default the student's network's.
       sampling_grid: times of the sampler.
 
@@ -123,7 +126,7 @@ def mean_flow(
         return Out(losses.regress(c, sum_squares), {"tangent_norm": size})
 
     needs = {"jvp", "second_time"} | ({"null"} if own or label_dropout else set())
-    roles = {"student": Role(needs=frozenset(needs))}
+    roles = {"student": Role(init=init, needs=frozenset(needs))}
     if teacher:
         roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
     return check(

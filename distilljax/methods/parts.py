@@ -204,13 +204,17 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     cond = ctx.cond
     if cond is None or share == 0:
         return cond, None
-    null = net.null_condition(ctx.data)
     drop = ctx.uniform("drop") < share
+    return chosen(drop, net.null_condition(ctx.data), cond), drop
+
+
+def chosen(on: Array, a: Any, b: Any) -> Any:
+    """Condition ``a`` of the samples where ``on [B]``, ``b`` of the others."""
 
     def pick(a: Array, b: Array) -> Array:
-        return jnp.where(drop.reshape((-1,) + (1,) * (a.ndim - 1)), b, a)
+        return jnp.where(on.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
 
-    return jax.tree.map(pick, cond, null), drop
+    return jax.tree.map(pick, a, b)
 
 
 def feature_roles(
@@ -324,8 +328,8 @@ def tell_apart(
       weight: weight of the term.
       value: loss of the logits of both.
       trunk: role whose features are judged, see `judged`.
-      misaligned: counts the noised data under their neighbour's condition as fake too,
-        half of the fakes; couples the samples of a batch.
+      misaligned: counts the data under their neighbour's condition as fake too, half of
+        the fakes, under noise and times of their own; couples the samples of a batch.
     """
 
     def loss(ctx: Context) -> Array:
@@ -336,7 +340,9 @@ def tell_apart(
         values = value(real, fake)
         if not misaligned or ctx.cond is None:
             return values
-        other, t_other = (untyped(_next, a)(a) for a in (x_t, t))
+        x0 = ctx.data["x0"]
+        moved = untyped(_next, x0)(x0)
+        other, t_other = shown(ctx, moved, law, p, "_misaligned", trunk)
         rolled = judged(ctx, other, t_other, p, trunk)[1]
         return 0.5 * (values + value(real, rolled))
 
@@ -387,7 +393,13 @@ def per_sample_norm(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(x.astype(jnp.float32) ** 2, axis=tuple(range(1, x.ndim))))
 
 
-def prior_weight(path: Path, t: Array) -> Array:
-    """``alpha / sigma`` at ``t``: the ``1/(sigma_d tan t)`` of TrigFlow codes."""
+def prior_weight(path: Path, t: Array, own: Path | None = None) -> Array:
+    """``alpha / sigma`` at ``t``: the ``1/(sigma_d tan t)`` of TrigFlow codes.
+
+    With ``own`` it is ``1 / sigma`` of that path at the same noise level.
+    """
     t = expand(t, t)
+    if own is not None:
+        u = own.time_of_angle(path.angle(t))
+        return 1.0 / jnp.maximum(own.sigma(u), 1e-4)
     return path.alpha(t) / jnp.maximum(path.sigma(t), 1e-4)

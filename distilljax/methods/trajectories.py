@@ -22,15 +22,16 @@ from distilljax.method import (
     check,
 )
 from distilljax.methods.parts import TEACHER, guidance_needs, path_of
+from distilljax.methods.weights import LevelWeight, noise_ratio
 from distilljax.metrics import Metric, half_mse
 from distilljax.paths import Path
 from distilljax.predictions import decompose
 from distilljax.sampling import Deterministic
 from distilljax.solvers import Heun, Solver
 from distilljax.times import (
-    EvenGrid,
     Grid,
     Law,
+    PathGrid,
     Switch,
     Uniform,
 )
@@ -61,8 +62,9 @@ def progressive(
     *,
     steps: tuple[int, ...] = (8, 4, 2, 1),
     round_cycles: int = 1000,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(floor=True),
     truncated: bool = True,
+    weight: LevelWeight | None = None,
     guidance: float = 1.0,
     path: Path | None = None,
 ) -> Method:
@@ -81,11 +83,15 @@ def progressive(
       steps: steps of the student in each round; each half of the one before. The
         teacher of the first round takes twice the first.
       round_cycles: cycles of a round.
-      grid: time grid of ``N`` steps; that of ``2 N`` must hold its times, as even
-        steps do.
+      grid: time grid of ``N`` steps; that of ``2 N`` must hold its times, as even steps
+        and Karras points do. The paper's cosine schedule from log-SNR 20 to -20 is
+        `paths.trigflow` with even steps, but for 1e-5 at both ends.
       truncated: weight ``max(SNR, 1)`` on ``x0``, the larger of the errors of ``x0``
         and ``eps``; False weighs the network's output plainly, which on VP with v is
         ``SNR + 1``.
+      weight: another weight of the squared error of ``x0``, in place of these two; the
+        release's are `weights.constant`, `weights.snr`, `weights.truncated_snr` and,
+        for v, `weights.snr_plus_one`.
       guidance: scale ``w`` of the first round's teacher; its student has it built in.
       path: path; default the student's network's.
 
@@ -102,7 +108,7 @@ def progressive(
     def rounds(count: int, scale: float) -> tuple[Phase, ...]:
         def halve(ctx: Context) -> Array:
             way = path_of(ctx, path)
-            times = jnp.asarray(grid(2 * count, way), jnp.float32)
+            times = jnp.asarray(grid(2 * count, way))
             index = 2 * ctx.integers("index", count)
             t, m, s = (looked_up(times, index + i) for i in range(3))
             x_t = way.noise(ctx.data["x0"], ctx.normal("eps"), t)
@@ -110,8 +116,12 @@ def progressive(
             field = ctx.nets.teacher.guided(ctx.data, scale, kind=f.kind, path=way)
             jump = AffineFlowMap(lambda x, t, s: field(x, t), way, f.kind)
             c = losses.semigroup(f, jump, x_t, t, m, s)
-            if truncated:
-                gains = decompose(way, f.kind, jnp.ones_like(t), jnp.zeros_like(t), t)
+            gains = decompose(way, f.kind, jnp.ones_like(t), jnp.zeros_like(t), t)
+            if weight is not None:
+                levels = noise_ratio(way, t), noise_ratio(way, s)
+                w = weight(*levels, way.sigma_d) * gains[0] ** 2
+                c = transforms.scale(c, w)
+            elif truncated:
                 c = transforms.scale(c, jnp.maximum(*(gain**2 for gain in gains)))
             return losses.regress(c)
 
@@ -159,8 +169,9 @@ def reflow(
     the method again with the student for the teacher.
 
     Args:
-      law: times; uniform in the paper. ``Point(1.0)`` is the distillation to one step
-        that follows the rounds (its squared error is then the endpoint's).
+      law: times; uniform in the paper, up to 0.999 in its code. ``Point(1.0)`` is the
+        distillation to one step that follows the rounds (its squared error is then the
+        endpoint's), `times.Choice` that to several.
       substeps: solver steps of the teacher from noise to data.
       solver: solver of the teacher.
       guidance: scale ``w`` of the teacher; InstaFlow takes a small one, 1.5.

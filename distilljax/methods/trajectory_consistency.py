@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses
+from distilljax import losses, transforms
 from distilljax.axes import looked_up
 from distilljax.context import Context
 from distilljax.draws import Part
@@ -35,6 +35,7 @@ from distilljax.methods.parts import (
     path_of,
     tell_apart,
 )
+from distilljax.methods.weights import LevelWeight, constant, noise_ratio
 from distilljax.metrics import Metric, half_mse
 from distilljax.paths import Path
 from distilljax.predictions import recompose
@@ -42,9 +43,11 @@ from distilljax.sampling import Deterministic, Renoise
 from distilljax.solvers import Heun, Solver, solve
 from distilljax.times import (
     Grid,
-    KarrasGrid,
+    KarrasLaw,
+    KarrasPoints,
     Law,
     LogNormal,
+    Mixture,
     Schedule,
     Uniform,
     value_at,
@@ -60,6 +63,10 @@ CTM = Citation(
     2023,
     "arXiv:2310.02279",
 )
+
+
+# Times of the denoising term in the released code.
+DENOISED = Mixture(((0.5, LogNormal(-1.2, 1.2)), (0.5, KarrasLaw(0.0, 0.7))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +126,10 @@ def _norm(tree: Any) -> Array:
 class Ends:
     """Where two jumps of the student end, from ``t`` and from a part of the way on.
 
-    With ``u`` the time after ``j`` solver steps of the teacher from ``t`` and ``s``
-    anywhere below, ``{"estimate": f^-(f(x_t, t, s), s, 0), "target": f^-(f(x_u, u, s),
-    s, 0)}``; see `ctm` for the attributes.
+    With ``u`` the time after ``j`` solver steps of the teacher from ``t``, ``s``
+    anywhere below and ``e`` the last time of the grid, ``{"estimate": f^-(f(x_t, t, s),
+    s, e), "target": f^-(f(x_u, u, s), s, e), "t": t, "s": s}``; see `ctm` for the
+    attributes.
     """
 
     segments: int
@@ -129,11 +137,12 @@ class Ends:
     solver: Solver
     guidance: float
     path: Path | None
+    most_hops: int | None
 
     def __call__(self, ctx: Context) -> dict[str, Array]:
         way = path_of(ctx, self.path)
-        times = jnp.asarray(self.grid(self.segments, way), jnp.float32)
-        hops = _hops(ctx, self.segments)
+        times = jnp.asarray(self.grid(self.segments, way))
+        hops = _hops(ctx, self.most_hops or self.segments)
         first = _uniform_index(ctx, "first", 0, self.segments - hops)
         last = _uniform_index(ctx, "last", first + hops, self.segments)
         t, u, s = (looked_up(times, at) for at in (first, first + hops, last))
@@ -151,21 +160,25 @@ class Ends:
             for net in (ctx.nets.student, ctx.nets.target.like(ctx.nets.student))
         )
         return {
-            "estimate": outer(f(x_t, t, s), s, 0.0),
-            "target": outer(f(x_u, u, s), s, 0.0),
+            "estimate": outer(f(x_t, t, s), s, times[-1]),
+            "target": outer(f(x_u, u, s), s, times[-1]),
+            "t": t,
+            "s": s,
         }
 
 
 def ctm(
     *,
     segments: int = 17,
-    grid: Grid = KarrasGrid(),
+    grid: Grid = KarrasPoints(),
     solver: Solver = Heun(),
+    most_hops: int | None = None,
     metric: Metric = half_mse,
+    weight: LevelWeight = constant,
     guidance: float = 1.0,
     target_decay: Schedule = 0.999,
     dsm_weight: float = 1.0,
-    dsm_law: Law = LogNormal(-1.2, 1.2),
+    dsm_law: Law = DENOISED,
     gan_weight: Schedule = 0.0,
     gan_start: int = 10_000,
     gan_law: Law = Uniform(),
@@ -178,27 +191,32 @@ def ctm(
 
     With the `Ends` of two jumps
 
-        d( f^-(f(x_t, t, s), s, 0), sg f^-(f(x_u, u, s), s, 0) ) + dsm_weight L_DSM
-        + gan_weight L_GAN.
+        d( f^-(f(x_t, t, s), s, e), sg f^-(f(x_u, u, s), s, e) ) + dsm_weight L_DSM
+        + gan_weight L_GAN,
 
-    The outer map has the target's parameters and passes the gradient to its input (the
-    released code; taking it as a constant would leave nothing to train). ``L_DSM``
-    regresses the output at ``s = t`` on data and noise; on the EDM path its unit weight
-    is EDM's. ``L_GAN = -D`` of the first end, under a hinge discriminator that is
-    updated in turn with the student.
+    ``e`` the last time of the grid: ``sigma_min`` on EDM, 0 elsewhere. The outer map
+    has the target's parameters and passes the gradient to its input (the released code;
+    taking it as a constant would leave nothing to train). ``L_DSM`` regresses the
+    output at ``s = t`` on data and noise; on the EDM path its unit weight is EDM's.
+    ``L_GAN = -D`` of the first end, under a hinge discriminator that is updated in turn
+    with the student.
 
     Args:
-      segments: grid segments; ``j`` runs from 1 to it.
-      grid: times ``t, u, s`` are taken from, also the sampler's; the paper's is Karras
-        with rho 7.
+      segments: grid segments, 17 for the 18 points of CIFAR-10, 39 on ImageNet-64;
+        ``j`` runs from 1 to it.
+      grid: times ``t, u, s`` are taken from, also the sampler's; the paper's are Karras
+        with rho 7 from 80 to ``sigma_min``.
       solver: solver of the teacher's steps. One ``j`` serves the batch, as in the
         released code, with probability proportional to ``j``; the mean cost is
         ``(2 segments + 1) / 3`` steps.
+      most_hops: largest ``j``; default ``segments``.
       metric: ``d``; LPIPS in the paper, see `metrics.FeatureMetric`.
+      weight: of ``d`` at the levels of ``t`` and ``s``, see `methods.weights`.
       guidance: scale ``w`` of the teacher.
       target_decay: EMA decay of the target network.
       dsm_weight: weight of the denoising term; 0 leaves it out.
-      dsm_law: its times; the released code mixes a half-log-normal with a uniform law.
+      dsm_law: its times; as in the released code one half is log-normal, and one has a
+        Karras index in the noisier 70 %.
       gan_weight: weight of the adversarial term; the number 0 leaves it out.
       gan_start: cycles without it; 10 000 to 50 000 in the paper.
       gan_law: times of the noise at which a diffusion network's features are judged.
@@ -216,11 +234,18 @@ def ctm(
       The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
       teacher, target; discriminator and the features' role.
     """
-    draws = {"ends": Ends(segments, grid, solver, guidance, path)}
+    if most_hops is not None and not 1 <= most_hops <= segments:
+        raise ValueError(
+            f"most_hops must lie in 1 .. segments = {segments}, got {most_hops}"
+        )
+    ends = Ends(segments, grid, solver, guidance, path, most_hops)
+    draws = {"ends": ends}
 
     def agree(ctx: Context) -> Array:
-        ends = ctx.data["ends"]
-        return losses.regress(losses.toward(ends["estimate"], ends["target"]), metric)
+        ends, way = ctx.data["ends"], path_of(ctx, path)
+        c = losses.toward(ends["estimate"], ends["target"])
+        levels = (noise_ratio(way, ends[name]) for name in ("t", "s"))
+        return losses.regress(transforms.scale(c, weight(*levels, way.sigma_d)), metric)
 
     def denoise(ctx: Context) -> Array:
         way = path_of(ctx, path)

@@ -42,6 +42,7 @@ from distilljax.times import (
     EvenGrid,
     Grid,
     Interval,
+    Minimum,
     PairLaw,
     Ramp,
     Schedule,
@@ -243,7 +244,7 @@ def ayf_emd(
     guidance_interval: tuple[float, float] | None = None,
     embed: bool = False,
     autoguidance: bool = False,
-    warmup: Schedule = Ramp(10_000, 0.0, 0.99),
+    warmup: Schedule = Minimum(0.99, Ramp(10_000)),
     tangent: Callable[[Correction], Correction] | None = transforms.normalize_tangent,
     derivative: Derivative = exact,
     path: Path | None = None,
@@ -265,7 +266,7 @@ def ayf_emd(
       embed: whether the student is told the scale (the paper's choice), see `lcm`.
       autoguidance: guides with the role ``weak_teacher``, a weaker model whose
         parameters the user gives, for the null condition (the paper's choice).
-      warmup: ratio ``r`` that scales the jvp part; the paper's ends at 0.99.
+      warmup: ratio ``r`` that scales the jvp part, ``min(0.99, k/K)``.
       tangent: transform of the correction, or None.
       derivative: `losses.exact` or `losses.finite_difference(step)`.
       path: path; default the student's network's, linear in the paper.

@@ -1,8 +1,12 @@
-"""Conditions of image networks: a vector, an image, or a dict with both.
+"""Conditions of image networks: a vector, an image, or a dict of several.
 
 A vector condition is a label or an embedding; an image condition is joined to the state
 along the channels. A network with one kind takes it plainly, one with several takes
 ``{"label" | "embedding": ..., "image": ...}``. Missing conditions are null conditions.
+
+A network built for augmented data also takes ``"augment"`` in the dict: numbers that
+say how the sample was changed (`data.augmented`). Left out they are zeros, so that a
+plain condition stands for an unchanged sample.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ class Conditions(nnx.Module):
       features: ``d`` of embeddings ``[B, d]``.
       image_channels: ``c`` of images ``[B, h, w, c]``; smaller ones are enlarged to the
         state's size by repetition.
+      augment_features: ``a`` of the numbers of an augmentation, ``[B, a]``; a linear
+        layer without bias, zero at first.
       std: see `LabelEmbedding`.
       rngs: initialisation keys.
     """
@@ -39,6 +45,7 @@ class Conditions(nnx.Module):
         num_classes: int | None = None,
         features: int | None = None,
         image_channels: int | None = None,
+        augment_features: int | None = None,
         std: float = 0.02,
         rngs: nnx.Rngs,
     ):
@@ -47,6 +54,15 @@ class Conditions(nnx.Module):
         )
         self.key = vector_key(num_classes, features)
         self.image_channels = image_channels or 0
+        self.augment_features = augment_features or 0
+        if augment_features:
+            self.augment = nnx.Linear(
+                augment_features,
+                size,
+                use_bias=False,
+                kernel_init=nnx.initializers.zeros,
+                rngs=rngs,
+            )
 
     def __call__(self, cond: Any, x: Array) -> tuple[Array | float, tuple[Array, ...]]:
         """``(vector [B, size] or 0, () or (image [B, H, W, c],))`` beside a state.
@@ -54,8 +70,17 @@ class Conditions(nnx.Module):
         Raises:
           ValueError: on a condition that is not what the network was built for.
         """
+        cond, changes = self._unaugmented(cond)
         vector, image = self._split(cond)
         added = self.vector(vector)
+        if changes is not None:
+            if changes.shape != (x.shape[0], self.augment_features):
+                raise ValueError(
+                    f"the condition's 'augment' must be [B, {self.augment_features}] "
+                    f"numbers, got {changes.shape}; build the network with "
+                    "augment_features= of the data's augmentation"
+                )
+            added = added + self.augment(changes)
         if not self.image_channels:
             return added, ()
         shape = (*x.shape[:3], self.image_channels)
@@ -72,6 +97,25 @@ class Conditions(nnx.Module):
                 f"height and width, got {image.shape}"
             )
         return added, (image.astype(x.dtype),)
+
+    def _unaugmented(self, cond: Any) -> tuple[Any, Any]:
+        """The condition without the numbers of an augmentation, and those."""
+        if not isinstance(cond, dict) or "augment" not in cond:
+            return cond, None
+        if not self.augment_features:
+            raise ValueError(
+                "cond tells an augmentation, which this network was not built for; "
+                "build it with augment_features=, or take augment out of the source"
+            )
+        rest = {k: v for k, v in cond.items() if k != "augment"}
+        if self.key is not None and self.image_channels:
+            return rest, cond["augment"]
+        own = "image" if self.image_channels else self.key
+        if set(rest) - {own}:
+            raise ValueError(
+                f"beside 'augment' cond must hold {own!r} alone, got {sorted(rest)}"
+            )
+        return rest.get(own), cond["augment"]
 
     def _split(self, cond: Any) -> tuple[Any, Any]:
         if self.key is None or not self.image_channels:
@@ -105,12 +149,32 @@ def null_conditions(
     num_classes: int | None = None,
     features: int | None = None,
     image_channels: int | None = None,
+    augment_features: int | None = None,
 ) -> Callable[[Any], Any] | None:
     """The null condition that goes with `Conditions`, as a function.
 
     With a vector and an image only the vector becomes null: guidance of restoration and
-    editing models keeps the image.
+    editing models keeps the image. The numbers of an augmentation stay.
     """
+    plain = _null_conditions(num_classes, features, image_channels)
+    key = vector_key(num_classes, features)
+    if not augment_features or plain is None:
+        return plain
+    own = key or "image"
+
+    def null(cond: Any) -> Any:
+        if not isinstance(cond, dict) or "augment" not in cond:
+            return plain(cond)
+        if key is not None and image_channels:
+            return plain(cond)
+        return {**cond, own: plain(cond.get(own))}
+
+    return null
+
+
+def _null_conditions(
+    num_classes: int | None, features: int | None, image_channels: int | None
+) -> Callable[[Any], Any] | None:
     vector = null_condition(num_classes, features)
     key = vector_key(num_classes, features)
     if not image_channels:

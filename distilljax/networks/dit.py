@@ -20,6 +20,7 @@ from distilljax import paths
 from distilljax.binding import Network
 from distilljax.errors import unknown
 from distilljax.kernels import IMPLEMENTATIONS, attention
+from distilljax.networks.activations import from_input
 from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
@@ -127,6 +128,8 @@ class Block(nnx.Module):
       qk_norm: whether queries and keys are RMS-normalised, with learned scales.
       double_norm: see `Modulation`.
       attend: attention on ``[B, N, H, D]``.
+      keep: what is done to a function of a norm or an activation and a linear layer,
+        see `from_input`.
       rngs: initialisation keys.
     """
 
@@ -139,9 +142,11 @@ class Block(nnx.Module):
         qk_norm: bool,
         double_norm: bool,
         attend: Callable[[Array, Array, Array], Array],
+        keep: Callable[[Callable[[Array], Array]], Callable[[Array], Array]],
         rngs: nnx.Rngs,
     ):
-        self.heads, self.qk_norm, self.attend = heads, qk_norm, attend
+        self.heads, self.qk_norm = heads, qk_norm
+        self.attend, self.keep = attend, keep
         self.modulation = Modulation(width, 2, 2, double_norm, rngs=rngs)
         self.qkv = nnx.Linear(width, 3 * width, rngs=rngs)
         if qk_norm:
@@ -154,18 +159,23 @@ class Block(nnx.Module):
     def __call__(self, h: Array, c: Array) -> Array:
         """New stream ``[B, N, width]``."""
         (first, gate), (second, other_gate) = self.modulation(c)
-        h = rows_first(h + gate * self._mixed(first(h)))
-        inner = jax.nn.gelu(rows_first(self.up(second(h))), approximate=True)
-        return rows_first(h + other_gate * self.down(inner))
+        qkv = self.keep(lambda h: rows_first(self.qkv(first(h))))(h)
+        h = rows_first(h + gate * self._mixed(qkv))
+        inner = self.keep(lambda h: rows_first(self.up(second(h))))(h)
+        gelu = functools.partial(jax.nn.gelu, approximate=True)
+        added = self.keep(lambda inner: self.down(gelu(inner)))(inner)
+        return rows_first(h + other_gate * added)
 
-    def _mixed(self, h: Array) -> Array:
+    def _mixed(self, qkv: Array) -> Array:
         # Heads first, so that a mesh can split the features between whole heads.
-        shape = (*h.shape[:2], self.heads, 3, h.shape[-1] // self.heads)
-        q, k, v = jnp.moveaxis(rows_first(self.qkv(h)).reshape(shape), 3, 0)
+        width = qkv.shape[-1] // 3
+        parts = qkv.reshape(*qkv.shape[:2], self.heads, 3, width // self.heads)
+        # A moved axis would be copied; the derivative of a split is one concatenation.
+        q, k, v = (part[:, :, :, 0] for part in jnp.split(parts, 3, 3))
         if self.qk_norm:
             q = rms_norm(q) * self.q_scale.get_value()
             k = rms_norm(k) * self.k_scale.get_value()
-        return self.out(self.attend(q, k, v).reshape(h.shape))
+        return self.out(self.attend(q, k, v).reshape(*qkv.shape[:2], width))
 
 
 class DiT(nnx.Module):
@@ -213,6 +223,8 @@ class DiT(nnx.Module):
                 qk_norm=qk_norm,
                 double_norm=double_norm,
                 attend=attend,
+                # What is remembered otherwise follows the policy of the whole block.
+                keep=from_input if remat == "none" else lambda fn: fn,
                 rngs=nnx.Rngs(key),
             )
 

@@ -12,8 +12,9 @@ import math
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
+from distilljax.axes import ROWS
+
 Array = jax.Array
-ROWS = ("data", "fsdp")
 
 
 def rows_first(h: Array) -> Array:
@@ -27,8 +28,11 @@ def rows_first(h: Array) -> Array:
     if mesh.empty or not set(ROWS) <= set(mesh.axis_names):
         return h
     kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    count = math.prod(mesh.shape[axis] for axis in ROWS)
-    if any(kinds[a] is not AxisType.Auto for a in ROWS) or h.shape[0] % count:
+    # Inside a part of the batch (`axes.by_parts`) the first axis is split already.
+    axes = tuple(axis for axis in ROWS if kinds[axis] is not AxisType.Manual)
+    count = math.prod(mesh.shape[axis] for axis in axes)
+    typed = any(kinds[axis] is AxisType.Explicit for axis in axes)
+    if not axes or typed or h.shape[0] % count:
         return h
     free = (PartitionSpec.UNCONSTRAINED,) * (h.ndim - 1)
-    return jax.lax.with_sharding_constraint(h, PartitionSpec(ROWS, *free))
+    return jax.lax.with_sharding_constraint(h, PartitionSpec(axes, *free))

@@ -11,6 +11,7 @@ from flax import nnx
 from distilljax import paths
 from distilljax.binding import Network
 from distilljax.kernels import attention
+from distilljax.networks.activations import from_input
 from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
@@ -102,24 +103,32 @@ class Block(nnx.Module):
 
     def __call__(self, x: Array, c: Array, key: Array | None) -> Array:
         """``[B, H', W', channels]``."""
-        h = self.first(resampled(jax.nn.silu(self.norm(x)), self.factor))
+        h = from_input(self._inward)(x)
         scale, shift = jnp.split(self.modulation(c)[:, None, None], 2, -1)
         if self.double_norm:
-            h = self.inner_norm(h) * pixel_norm(scale) + pixel_norm(shift)
+            scale, shift = pixel_norm(scale), pixel_norm(shift)
         else:
-            h = self.inner_norm(h) * (1.0 + scale) + shift
-        h = self.dropout(jax.nn.silu(h), rngs=key, deterministic=key is None)
+            scale = 1.0 + scale
+        h = from_input(self._outward)(h, scale, shift, key)
         x = resampled(x, self.factor)
         x = self.shortcut(x) if self.joins else x
-        x = (x + self.second(h)) * HALF
+        x = (x + h) * HALF
         return (x + self._mixed(x)) * HALF if self.heads else x
+
+    def _inward(self, x: Array) -> Array:
+        return self.first(resampled(jax.nn.silu(self.norm(x)), self.factor))
+
+    def _outward(self, h: Array, scale: Array, shift: Array, key: Array | None):
+        h = jax.nn.silu(self.inner_norm(h) * scale + shift)
+        return self.second(self.dropout(h, rngs=key, deterministic=key is None))
 
     def _mixed(self, x: Array) -> Array:
         """Self-attention over the pixels; queries and keys are RMS-normalised."""
         b, height, width, channels = x.shape
-        h = self.qkv(self.attention_norm(x))
+        h = from_input(lambda x: self.qkv(self.attention_norm(x)))(x)
         h = h.reshape(b, height * width, 3, self.heads, channels // self.heads)
-        q, k, v = jnp.moveaxis(h, 2, 0)
+        # A moved axis would be copied; the derivative of a split is one concatenation.
+        q, k, v = (part[:, :, 0] for part in jnp.split(h, 3, 2))
         mixed = attention(rms_norm(q), rms_norm(k), v)
         return self.out(mixed.reshape(x.shape))
 
@@ -247,7 +256,7 @@ class UNet(nnx.Module):
         features.append(h)
         for name, joins in self.up:
             h = run(name, jnp.concatenate([h, skips.pop()], -1) if joins else h)
-        out = self.outward(jax.nn.silu(self.norm(h)))
+        out = from_input(lambda h: self.outward(jax.nn.silu(self.norm(h))))(h)
         return (out, tuple(features)) if taps else out
 
 
@@ -266,6 +275,7 @@ def unet(
     num_classes: int | None = None,
     cond_features: int | None = None,
     image_channels: int | None = None,
+    augment_features: int | None = None,
     second_time: bool = False,
     time_code: str = "gap",
     guidance: Frequencies | None = None,
@@ -290,6 +300,8 @@ def unet(
       num_classes: takes labels ``[B]``; the null class is one more.
       cond_features: takes embeddings ``[B, d]`` instead; zero is the null condition.
       image_channels: takes images ``[B, h, w, c]`` too, see `Conditions`.
+      augment_features: takes the numbers of an augmentation too, see `Conditions`; 9
+        for all of EDM's.
       second_time: whether it takes a second time.
       time_code: see `functionalize`.
       guidance: takes a guidance scale beside the condition (see `binding.told`):
@@ -329,6 +341,7 @@ def unet(
         "num_classes": num_classes,
         "features": cond_features,
         "image_channels": image_channels,
+        "augment_features": augment_features,
     }
     null = null_conditions(**conditions)
     return functionalize(

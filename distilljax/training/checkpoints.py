@@ -13,7 +13,7 @@ import json
 import re
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from distilljax import storage
 from distilljax.training import distributed, versions
 from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
+from distilljax.training.digests import fingerprint
 from distilljax.training.state import TrainState, leaves
 
 # What a run needs to know of its checkpoint.
@@ -50,33 +51,6 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
-@jax.jit
-def _mixed(leaf: jax.Array, index: jax.Array) -> jax.Array:
-    """Sum of the leaf's words, each hashed with its place (murmur3's finalizer)."""
-    stride, first, second = (
-        jnp.uint32(c) for c in (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
-    )
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    width = 8 * min(leaf.dtype.itemsize, 4)
-    words = jax.lax.bitcast_convert_type(leaf, f"uint{width}").reshape(-1)
-    place = jnp.arange(words.size, dtype=jnp.uint32) * stride + index
-    mixed = (words.astype(jnp.uint32) ^ place) * first
-    mixed = (mixed ^ (mixed >> 13)) * second
-    return jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
-
-
-def fingerprint(tree: Any) -> int:
-    """A number that changes when a leaf does."""
-    sums = [_mixed(x, np.uint32(i)) for i, x in enumerate(jax.tree.leaves(tree))]
-    total = 0
-    for value in jax.device_get(sums):
-        total = (total * 31 + int(value)) % 2**32
-    return total
-
-
 class _Mismatch(Exception):
     """A whole checkpoint of another state."""
 
@@ -98,6 +72,7 @@ class Checkpoints:
         """
         self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
+        self._copy: Callable[[TrainState], TrainState] | None = None
         with distributed.together("open the checkpoints"):
             if distributed.is_first():
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -145,7 +120,7 @@ class Checkpoints:
             return
         if jax.default_backend() == "cpu":
             # Host copies of CPU arrays share memory that the next cycle overwrites.
-            state = jax.tree.map(jnp.copy, state)
+            state = self._copied(state)
         meta = {**meta, "fingerprint": fingerprint(state), "leaves": _described(state)}
         with self._writing():
             self._manager.save(
@@ -157,6 +132,15 @@ class Checkpoints:
                 ),
                 metrics=None if metrics is None else dict(metrics),
             )
+
+    def _copied(self, state: TrainState) -> TrainState:
+        """Copies of all arrays where they are, in one program."""
+        if self._copy is None:
+            self._copy = jax.jit(
+                lambda tree: jax.tree.map(jnp.copy, tree),
+                out_shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+            )
+        return self._copy(state)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -15,9 +15,10 @@ from distilljax.method import Method, Phase, batches
 from distilljax.training import distributed
 from distilljax.training.claim import changes
 from distilljax.training.config import TrainConfig
+from distilljax.training.digests import not_finite
 from distilljax.training.placement import share
 from distilljax.training.roles import Setup
-from distilljax.training.state import leaves
+from distilljax.training.state import TrainState
 
 
 def _all_phases(method: Method) -> tuple[tuple[Phase, ...], ...]:
@@ -286,35 +287,37 @@ def check_run(
         )
 
 
-@jax.jit
-def _all_finite(leaf: jax.Array) -> jax.Array:
-    return jnp.isfinite(leaf).all()
-
-
-def not_finite(tree: Any) -> list[str]:
-    """Paths of the leaves that are not finite."""
-    floats = {
-        name: _all_finite(leaf)
-        for name, leaf in leaves(tree).items()
-        if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    }
-    return [name for name, fine in jax.device_get(floats).items() if not fine]
-
-
 def check_finite(params: Mapping[str, Any]) -> None:
-    """Checks the parameters by role that a run starts with.
+    """Checks the parameters of frozen roles that a run starts with.
 
     Raises:
       ValueError: naming the role and its leaves that are not finite.
     """
-    for role, tree in params.items():
-        broken = not_finite(tree)
-        if broken:
-            raise ValueError(
-                f"role {role!r}: its parameters {_few(broken)} are not finite (NaN or "
-                "infinite); pass those of a checkpoint that is sound, or repair the "
-                "init of the network"
-            )
+    _refuse_broken(not_finite(dict(params)))
+
+
+def check_start(state: TrainState) -> None:
+    """Checks the parameters of the state that a run starts with; see `check_finite`.
+
+    It looks at the whole state, whose fingerprint is the same program.
+    """
+    names = not_finite(state)
+    head = "params/"
+    _refuse_broken([name[len(head) :] for name in names if name.startswith(head)])
+
+
+def _refuse_broken(names: list[str]) -> None:
+    """Raises about the first role of paths ``role/leaf`` that are not finite."""
+    if names:
+        role = names[0].partition("/")[0]
+        broken = [
+            name[len(role) + 1 :] for name in names if name.startswith(role + "/")
+        ]
+        raise ValueError(
+            f"role {role!r}: its parameters {_few(broken)} are not finite (NaN or "
+            "infinite); pass those of a checkpoint that is sound, or repair the "
+            "init of the network"
+        )
 
 
 def _few(names: list[str]) -> str:
@@ -345,11 +348,15 @@ def why_skipped(
         )
     if arrays:
         found.append(f"arrays {_few(arrays)} (start from others)")
+    made = (
+        "what the optimizer made of finite gradients (its eps may vanish in the dtype "
+        "of a parameter: hold it in float32, or raise eps)"
+    )
     safe = "" if arrays else "Parameters, optimizers, averages and memory are finite. "
     return (
-        f"cycle {step}: {setup.config.max_skipped} updates in a row had gradients that "
-        f"are not finite and were skipped (by role, of the whole run: {roles}). Not "
-        f"finite now: {'; '.join(found) or 'nothing'}. Lower the learning rate, clip, "
+        f"cycle {step}: {setup.config.max_skipped} updates in a row were not "
+        f"finite and were skipped (by role, of the whole run: {roles}). Not finite "
+        f"now: {'; '.join(found) or made}. Lower the learning rate, clip, "
         f"or raise max_skipped. {safe}Checkpoints are intact: the same call continues "
         "from the newest"
     )

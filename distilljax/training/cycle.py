@@ -171,11 +171,9 @@ def follow(
 def _finish(setup: Setup, state: TrainState, frozen: Frozen):
     """End of a cycle: followers, evaluation EMAs, counters."""
     state = follow(setup, state, frozen, None)
-    ema = {}
+    ema, config = {}, setup.config
     for role, old in state.ema.items():
-        # A ramp, so that the average forgets its first parameters in a short run too.
-        ramp = (1.0 + state.step) / (10.0 + state.step)
-        decay = jnp.minimum(jnp.float32(setup.config.role(role).ema), ramp)
+        decay = config.role(role).ema_decay(state.step, config.batch_size)
         ema[role] = _mixed(decay, old, state.params[role])
     metrics = {f"skipped/{r}": c["skipped"] for r, c in state.counters.items()}
     rows = [c["in_a_row"] for c in state.counters.values()]

@@ -43,7 +43,16 @@ class Lock:
         import fcntl
 
         folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            # A link would lead to a file that is somebody's.
+            file = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise ValueError(
+                f"{str(folder / NAME)!r} is a symbolic link and is not followed; "
+                "remove the link"
+            ) from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -54,7 +63,7 @@ class Lock:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
             raise ValueError(
-                f"run folder {str(folder)!r} is in use by {holder or 'another run'}; "
+                f"folder {str(folder)!r} is in use by {holder or 'another run'}; "
                 "wait until it ends, end it, or choose another folder. The lock is "
                 f"gone with the process that holds {NAME!r}: do not remove the file"
             ) from None

@@ -20,10 +20,11 @@ from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.method import Method, check
 from distilljax.training import checks, distributed
-from distilljax.training.checkpoints import Checkpoints, fingerprint
+from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.claim import claim
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
+from distilljax.training.digests import fingerprint
 from distilljax.training.feed import Feed, place, stage_of
 from distilljax.training.lock import Lock
 from distilljax.training.profile import Profile
@@ -158,7 +159,7 @@ class _Run:
             restored = self.saves.restore(abstract(self.setup, self.given))
         if restored is None:
             self.state = create_state(self.setup, self.given)
-            checks.check_finite(self.state.params)
+            checks.check_start(self.state)
         else:
             checks.check_frozen(self.meta["frozen"], restored.meta)
             checks.check_run(restored.step, restored.meta, self.meta["run"], config)

@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
+from distilljax.axes import ROWS
+
+AXES = (*ROWS, "tensor")
 # Leaves with fewer elements are not worth a gather.
 SMALLEST = 1024
 

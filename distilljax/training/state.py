@@ -199,9 +199,7 @@ def _around(setup: Setup, key: Array, params: Mapping[str, Params]) -> TrainStat
     return TrainState(
         params=copy(dict(params)),
         opt={r: setup.optimizers[r].init(params[r]) for r in method.trained},
-        ema={
-            r: copy(params[r]) for r in method.trained if config.role(r).ema is not None
-        },
+        ema={r: copy(params[r]) for r in method.trained if config.role(r).averaged},
         memory=jax.tree.map(jnp.asarray, memory),
         step=zero,
         counters={r: {"skipped": zero, "in_a_row": zero} for r in method.trained},
@@ -280,20 +278,23 @@ def create_frozen(
     Arrays given are used as they are where that is theirs.
     """
     given = _placed(setup, params)
-    own = [name for name in frozen_roles(setup) if name not in given]
+    roles = frozen_roles(setup)
+    own = [name for name in roles if name not in given]
+    narrow = jnp.dtype(setup.config.frozen.dtype) != jnp.float32
+    cast = [name for name in roles if name in given and narrow]
 
     def build(key, given):
         start = _Start(setup, fold_name(key, "init"), given)
-        return {name: held(setup, start(name)) for name in own}
+        made = {name: start(name) for name in own} | {n: given[n] for n in cast}
+        return {name: held(setup, tree) for name, tree in made.items()}
 
     frozen = {}
-    if own:
+    if own or cast:
         shapes = parameter_shapes(setup)
-        places = {name: setup.shardings(name, shapes[name]) for name in own}
+        places = {name: setup.shardings(name, shapes[name]) for name in own + cast}
         place = jax.jit(build, out_shardings=None if setup.mesh is None else places)
         frozen = place(jax.random.key(setup.config.seed), given)
-    rest = [name for name in frozen_roles(setup) if name in given]
-    return frozen | {name: held(setup, given[name]) for name in rest}
+    return {name: frozen.get(name, given.get(name)) for name in roles}
 
 
 def held(setup: Setup, params: Params) -> Params:

@@ -19,6 +19,8 @@ from distilljax.binding import Bound, Nets
 from distilljax.context import Context, fold_name
 from distilljax.method import Out, Phase
 from distilljax.times import value_at
+from distilljax.training import copies
+from distilljax.training.guard import guarded, kept, no_worse, norm_of
 from distilljax.training.roles import Setup
 from distilljax.training.state import Params, TrainState
 
@@ -92,14 +94,27 @@ class Update:
         return parts, whole
 
     def context(
-        self, params: Params, data: Data, memory, key: Array, repeat
+        self,
+        params: Params,
+        data: Data,
+        memory,
+        key: Array,
+        repeat,
+        rows: Params = None,
     ) -> Context:
         trees = all_params(
             self.setup, {**self.resting, **params}, self.frozen, self.step
         )
         networks, dropped = self.setup.networks, self.setup.with_dropout
+        rows = copies.derived(self.setup, trees, rows or {}, self.step)
         bound = {
-            name: Bound(name, networks[name], tree, key if name in dropped else None)
+            name: Bound(
+                name,
+                networks[name],
+                tree,
+                key if name in dropped else None,
+                rows.get(name),
+            )
             for name, tree in trees.items()
         }
         ctx = Context(
@@ -139,9 +154,15 @@ class Update:
             memory = {**memory, name: value}
         return memory
 
-    def terms(self, params, data, memory, key, repeat, counts):
-        """Weighted means of the terms ``[terms]``, with metrics and memory."""
-        ctx = self.context(params, data, memory, key, repeat)
+    def terms(self, params, data, memory, key, repeat, counts, rows=None):
+        """Weighted means of the terms ``[terms]``, with metrics and memory.
+
+        Where there are ``rows``, gradients are those with respect to them, see
+        `copies`.
+        """
+        if rows is not None:
+            params = copies.whole(self.setup, params, rows)
+        ctx = self.context(params, data, memory, key, repeat, rows)
         means, metrics, after = [], {}, memory
         for term in self.phase.terms:
             label = f"{self.phase.name}/{term.name}"
@@ -158,32 +179,39 @@ class Update:
         metrics[f"{self.phase.name}/loss"] = jnp.sum(vector)
         return vector, (metrics, after)
 
-    def gradients(self, params, *args):
-        """Gradients (by term if the phase merges), metrics and memory."""
+    def gradients(self, params, *args, rows=None):
+        """Gradients (by term if the phase merges), metrics and memory.
+
+        They are those with respect to the ``rows`` of `copies`, by default the
+        parameters' own.
+        """
+        rows = copies.spread(self.setup, params) if rows is None else rows
         if self.phase.merge is None:
 
-            def total(p):
-                vector, aux = self.terms(p, *args)
+            def total(rows):
+                vector, aux = self.terms(params, *args, rows)
                 return jnp.sum(vector), aux
 
-            grads, aux = jax.grad(total, has_aux=True)(params)
+            grads, aux = jax.grad(total, has_aux=True)(rows)
             return grads, *aux
         vector, pull, aux = jax.vjp(
-            lambda p: self.terms(p, *args), params, has_aux=True
+            lambda rows: self.terms(params, *args, rows), rows, has_aux=True
         )
-        rows = jnp.eye(len(self.phase.terms), dtype=vector.dtype)
+        ones = jnp.eye(len(self.phase.terms), dtype=vector.dtype)
         names = [term.name for term in self.phase.terms]
-        return {n: pull(rows[i])[0] for i, n in enumerate(names)}, *aux
+        return {n: pull(ones[i])[0] for i, n in enumerate(names)}, *aux
 
     def accumulated(self, params, parts, whole, memory, key, repeat):
         """Mean gradient over the microbatches."""
         names = {term.mask for term in self.phase.terms if term.mask in parts}
         counts = {n: jnp.mean(jnp.asarray(parts[n], jnp.float32)) for n in names}
+        rows = copies.spread(self.setup, params)
         if self.micro == 1:
             data = {k: jax.tree.map(lambda x: x[0], v) for k, v in parts.items()}
-            return self.gradients(
-                params, {**data, **whole}, memory, key, repeat, counts
+            grads, metrics, memory = self.gradients(
+                params, {**data, **whole}, memory, key, repeat, counts, rows=rows
             )
+            return self.summed(grads), metrics, memory
 
         def body(carry, xs):
             sums, memory = carry
@@ -196,19 +224,23 @@ class Update:
                 jax.random.fold_in(key, index),
                 repeat,
                 counts,
+                rows=rows,
             )
             return (jax.tree.map(jnp.add, sums, grads), memory), metrics
 
-        zeros = {
-            role: self.setup.placed(role, jax.tree.map(_zeros, tree))
-            for role, tree in params.items()
-        }
+        zeros = copies.zeros(self.setup, rows)
         if self.phase.merge is not None:
             zeros = {term.name: zeros for term in self.phase.terms}
         indices = jnp.arange(self.micro)
         (sums, memory), metrics = jax.lax.scan(body, (zeros, memory), (indices, parts))
-        mean = jax.tree.map(lambda g: g / self.micro, sums)
+        mean = jax.tree.map(lambda g: g / self.micro, self.summed(sums))
         return mean, mean_over(metrics), memory
+
+    def summed(self, grads):
+        """Gradients summed over devices, where the parameters live."""
+        if self.phase.merge is None:
+            return copies.summed(self.setup, grads)
+        return {term: copies.summed(self.setup, g) for term, g in grads.items()}
 
     def __call__(self, carry, batch: Data, collected: Data, repeat: Array):
         """``(params, opt, counters, memory)`` of the trained roles after one update."""
@@ -219,40 +251,45 @@ class Update:
         grads, metrics, new = self.accumulated(
             params, parts, whole, memory, key, repeat
         )
-        sound = fine = _sound(new, memory)
+        sound = fine = no_worse(new, memory)
         if self.phase.merge is not None:
             grads = self.phase.merge(grads, self.step)
         params, opt, counters = dict(params), dict(opt), dict(counters)
         for role in self.phase.trains:
             with jax.named_scope("optimizer"):
-                params[role], opt[role], counters[role], norm = self.applied(
+                params[role], opt[role], counters[role], norm, done = self.applied(
                     role, grads[role], params[role], opt[role], counters[role], sound
                 )
             metrics[f"grad_norm/{role}"] = norm
-            fine &= jnp.isfinite(norm)
-        return (params, opt, counters, _kept(fine, new, memory)), metrics
+            fine &= done
+        return (params, opt, counters, kept(fine, new, memory)), metrics
 
     def applied(self, role, grads, params, opt, counters, sound):
-        """One optimizer step; nothing changes if the gradient is not finite.
+        """One optimizer step, guarded; see `guard`.
 
-        Nor does it if the update is not ``sound`` otherwise.
+        Nothing changes if the gradient, a new parameter or the new state of the
+        optimizer is not finite, or if the update is not ``sound`` otherwise.
         """
         grads = self.setup.placed(role, grads)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & sound
+        norm, factor = norm_of(grads), jnp.float32(1.0)
         clip = self.setup.config.role(role).clip
         if clip is not None:
             factor = jnp.minimum(1.0, clip / jnp.maximum(norm, 1e-12))
-            grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
-        updates, new = self.setup.optimizers[role].update(grads, opt, params)
-        stepped = optax.apply_updates(params, updates)
-        missed = jnp.where(finite, 0, 1)
+
+        def step(grads, opt, params, factor):
+            if clip is not None:
+                grads = jax.tree.map(lambda g: g * factor.astype(g.dtype), grads)
+            updates, opt = self.setup.optimizers[role].update(grads, opt, params)
+            return optax.apply_updates(params, updates), opt
+
+        sound &= jnp.isfinite(norm)
+        params, opt, done = guarded(step, grads, params, opt, factor, sound)
+        missed = jnp.where(done, 0, 1)
         counters = {
             "skipped": counters["skipped"] + missed,
             "in_a_row": (counters["in_a_row"] + missed) * missed,
         }
-        params, opt = _kept(finite, (stepped, new), (params, opt))
-        return params, opt, counters, norm
+        return params, opt, counters, norm, done
 
     def collect(self, params, memory, batch: Data, collected: Data, repeat: Array):
         """Results of a collect phase for one batch, metrics and memory."""
@@ -267,32 +304,12 @@ class Update:
         metrics = {f"{self.phase.name}/{k}": v for k, v in out.metrics.items()}
         if out.memory:
             new = self.remember(memory, owner, out.memory)
-            fine = _sound(new, memory)
-            memory = _kept(fine, new, memory)
+            fine = no_worse(new, memory)
+            memory = kept(fine, new, memory)
             missed = 1.0 - fine.astype(jnp.float32)
             metrics[f"{self.phase.name}/memory_skipped"] = missed
         values: Any = out.values
         return dict(values), metrics, memory
-
-
-def _sound(new: Any, old: Any) -> Array:
-    """Whether numbers of a tree are finite where those before were."""
-    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
-    fine = [
-        jnp.all(jnp.isfinite(x) | ~jnp.isfinite(y))
-        for x, y in pairs
-        if jnp.issubdtype(x.dtype, jnp.inexact)
-    ]
-    return jnp.all(jnp.array(fine, bool))
-
-
-def _kept(fine: Array, new: Any, old: Any) -> Any:
-    """The new tree if all went well, else the old one."""
-    return jax.tree.map(lambda x, y: jnp.where(fine, x, y), new, old)
-
-
-def _zeros(leaf: Array) -> Array:
-    return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def mean_over(metrics: Metrics) -> Metrics:

@@ -166,3 +166,82 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
     with pytest.raises(ValueError, match=r"image_folder .*: sample 4 .*cat/1\.png"):
         next(it)
     it.close()
+
+
+def decoded(folder, image, shape=(8, 8, 3), **save):
+    """``x0`` of the one image of a folder."""
+    folder.mkdir(exist_ok=True)
+    image.save(folder / "a.png", **save)
+    return data.image_folder(folder, sample_shape=shape)[0]["x0"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_values_are_scaled(tmp_path, channels):
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    found = decoded(tmp_path, Image.fromarray(ramp), (8, 8, channels))
+    wanted = np.repeat(ramp[..., None] / 32767.5 - 1.0, channels, -1)
+    np.testing.assert_allclose(found, wanted, atol=1 / 127)
+
+
+def test_floating_values_beyond_white_are_refused():
+    grey = Image.fromarray(np.full((8, 8), 0.5, np.float32))
+    np.testing.assert_allclose(fitted(grey, (8, 8, 1)), 0.0, atol=1 / 127)
+    with pytest.raises(ValueError, match="8 bits"):
+        fitted(Image.fromarray(np.full((8, 8), 3.0, np.float32)), (8, 8, 1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_stand_upright(tmp_path, orientation):
+    """Orientation 6 is a phone held upright: rows of the file are columns."""
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[8:, :8] = 255
+    image = Image.fromarray(upright)
+    # What a camera stores, so that a viewer that turns it shows ``upright``.
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+    if orientation in back:
+        image = image.transpose(Image.Transpose(back[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    found = decoded(tmp_path, image, (16, 16, 3), exif=exif)
+    assert found[12, 4].mean() > 0.9
+    assert max(found[4, 4].mean(), found[4, 12].mean(), found[12, 12].mean()) < -0.9
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_nobody_sees_is_no_data(tmp_path, mode, channels):
+    """Colours under full transparency: two pictures that look equal are equal."""
+    found = []
+    for hidden in ((0, 0, 0), (240, 240, 240)):
+        image = Image.new("RGBA", (8, 8), (*hidden, 0))
+        image.putpixel((4, 4), (200, 60, 30, 255))
+        folder = tmp_path / str(hidden[0])
+        found.append(decoded(folder, image.convert(mode), (8, 8, channels)))
+    np.testing.assert_allclose(*found, atol=0.02)
+    assert found[0][0, 0, :3].min() == 1.0
+
+
+def test_hidden_folders_and_files_are_no_data(tmp_path):
+    square = Image.new("RGB", (8, 8))
+    for name in ("cat/0", "dog/0", ".ipynb_checkpoints/0", "__MACOSX/0", "cat/._0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        square.save(tmp_path / f"{name}.png")
+    source = data.image_folder(tmp_path, sample_shape=(8, 8, 3))
+    assert source.num_classes == 2
+    assert [int(source[i]["cond"]) for i in range(len(source))] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [("root", "beside"), ("dog/sub/0", "too deep"), ("empty/", "hold no image")],
+)
+def test_nothing_is_left_out_of_class_folders(tmp_path, extra, said):
+    square = Image.new("RGB", (8, 8))
+    for name in ("cat/0", "dog/0", extra):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            (tmp_path / name).mkdir()
+        else:
+            square.save(tmp_path / f"{name}.png")
+    with pytest.raises(ValueError, match=said):
+        data.image_folder(tmp_path, sample_shape=(8, 8, 3))

@@ -222,9 +222,22 @@ def test_a_learned_weight_settles_at_the_inverse_loss():
     allclose(pull, jnp.exp(w), 1e-6)
 
 
-def test_a_learned_weight_cannot_run_away():
+def test_a_learned_weight_takes_the_prior_of_scm_out_at_the_size_of_images():
+    size, sigma = 3072, jnp.array([0.05, 1.0, 5.0])
+    values = 1.0 / (2.0 * size * sigma)  # of normalised tangents, with the prior
+    w = jnp.log(2.0 * size * sigma)
+    assert float(w[1]) == pytest.approx(8.72, abs=0.01)
+    slope = jax.grad(lambda w: learned_weight(values, w).sum())(w)
+    allclose(slope, jnp.zeros(3), 1e-5)
+    pull = jax.grad(lambda v: learned_weight(v / sigma, w).sum())(values * sigma)
+    allclose(pull, 2.0 * size * jnp.ones(3), 1e-2)
+
+
+def test_a_learned_weight_with_a_cap_cannot_run_away():
     w = jnp.array([-9.0, 9.0])
-    found, slope = jax.value_and_grad(lambda w: learned_weight(jnp.ones(2), w).sum())(w)
+    found, slope = jax.value_and_grad(
+        lambda w: learned_weight(jnp.ones(2), w, cap=5.0).sum()
+    )(w)
     allclose(found, np.exp(-5.0) + 5.0 + np.exp(5.0) - 5.0, 1e-6)
     np.testing.assert_array_equal(slope, 0.0)
 

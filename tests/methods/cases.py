@@ -72,7 +72,9 @@ CASES = {
     "lcm": Case({"segments": 12, "guidance": (1.0, 2.0)}),
     "facm": Case({"law": LogitNormal(0.4, 1.4), "guidance": 1.5}),
     "de_cm": Case({"start": Ramp(100, 0.9, 1.0), "guidance": 1.5}),
-    "sana_sprint": Case({"adversarial_weight": 0.01, "scm_options": {"warmup": 0.5}}),
+    "sana_sprint": Case(
+        {"adversarial_weight": 0.01, "scm_weight": 1.0, "scm_options": {"warmup": 0.5}}
+    ),
     "mean_flow": Case(
         {"law": Pair(LogitNormal(-0.4, 1.0), 0.25, 0.3, 0.2), "p": 0.5, "guidance": 1.5}
     ),

@@ -241,14 +241,32 @@ def test_without_a_teacher_the_data_is_guided_by_the_network_itself():
     plain = play(facm(teacher=False, law=LAW))
     x_t, t, v = point(plain)
     inside = {"guidance": 3.0, "guidance_interval": (0.0, 0.5)}
-    found = play(facm(teacher=False, law=LAW, **inside))
+    found = play(facm(teacher=False, law=LAW, outside=False, **inside))
     net, cond = found.context().nets.student, found.data["cond"]
-    null = net.apply(x_t, t, jnp.full_like(cond, cases.CLASSES), t)
+    labels = jnp.full_like(cond, cases.CLASSES), cond
+    null, own = (net.apply(x_t, t, label, t) for label in labels)
     on = (t <= 0.5)[:, None]
     assert bool(on.any())
     assert not bool(on.all())
-    wanted = jnp.where(on, null + 3.0 * (v - null), v)
-    exact.allclose(point(found)[2], wanted, 1e-9)
+    guided = null + 3.0 * (v - null)
+    exact.allclose(point(found)[2], jnp.where(on, guided, v), 1e-9)
+    # The release swaps the labels outside, and moves away from its own velocity.
+    swapped = point(play(facm(teacher=False, law=LAW, **inside)))[2]
+    exact.allclose(swapped, jnp.where(on, guided, own + 3.0 * (v - own)), 1e-9)
+
+
+def test_a_mirrored_network_says_its_null_velocity_at_either_time():
+    options = {"mirrored": True, "guidance": 3.0, "guidance_interval": None}
+    for mirrored_null, sign in ((False, 1.0), (True, -1.0)):
+        method = facm(teacher=False, law=LAW, mirrored_null=mirrored_null, **options)
+        found = play(method)
+        x_t, t, v = point(found)
+        label = jnp.full_like(found.data["cond"], cases.CLASSES)
+        null = found.context().nets.student.apply(x_t, sign * t, label)
+        plain = found.context().data["x0"]
+        assert plain.shape == v.shape
+        eps = (x_t - (1.0 - t)[:, None] * plain) / t[:, None]
+        exact.allclose(v, null + 3.0 * (eps - plain - null), 1e-6)
 
 
 def test_the_norm_of_what_guidance_adds_is_limited():

@@ -11,7 +11,7 @@ import pytest
 
 from distilljax import losses, oracles, paths
 from distilljax.composition import compose
-from distilljax.draws import Jump
+from distilljax.draws import Jump, Rollout
 from distilljax.method import Phase, Term
 from distilljax.methods import (
     dmd2,
@@ -23,8 +23,21 @@ from distilljax.methods import (
     scm,
     sid,
 )
+from distilljax.methods.composed import RCM_GRID
 from distilljax.methods.distribution import match_scores
-from distilljax.times import LogNormal, Mixture, Point, Product, Ramp, value_at
+from distilljax.times import (
+    ArctanNormal,
+    EvenGrid,
+    InClock,
+    LogNormal,
+    Mixture,
+    Point,
+    Product,
+    Ramp,
+    Shifted,
+    Uniform,
+    value_at,
+)
 from tests import exact
 from tests.methods.played import exact_jumper, play, vanishes
 
@@ -68,7 +81,8 @@ def joined(**options):
             "warmup": 0,
             "law": LogNormal(-1.0, 1.4),
             "dmd_law": dmd2.__kwdefaults__["law"],
-            "scm_options": {"warmup": 0.5},
+            "scm_options": {"warmup": 0.5, "state_only": False},
+            "grid": EvenGrid(),
             "dmd_options": MATCHING,
             **options,
         }
@@ -106,8 +120,28 @@ def test_stages_of_compose_sum_what_runs_at_their_cycle():
 
 def test_rcm_warms_up_on_its_consistency_part_alone():
     method = joined(warmup=7, scm_options={})
-    alone = scm(warmup=Ramp(7), **PLAIN)
+    alone = scm(warmup=Ramp(7), state_only=True, **PLAIN)
     same(student(method, step=6), combined((100.0, student(alone, step=6))))
+
+
+def test_rcm_matches_and_simulates_in_the_clock_of_rectified_flow():
+    critic, phase = rcm().phases
+    made = phase.draws["x"]
+    law = InClock(Shifted(Uniform(), 5.0))
+    assert made == critic.draws["x"] == Rollout((1, 2, 3, 4), RCM_GRID, TRIG, law=law)
+    fixed = rcm(grid=EvenGrid()).phases[1].draws["x"]
+    assert fixed == Rollout((1, 2, 3, 4), EvenGrid(), TRIG)
+
+
+@pytest.mark.parametrize("path", [TRIG, LINEAR, paths.edm()])
+def test_rcm_samples_from_the_released_angles_on_every_path(path):
+    start = np.arctan(80.0)
+    for count in (1, 2, 3, 4):
+        times = jnp.asarray(rcm().sampling.grid(count, path))
+        wanted = (start, 1.5, 1.4, 1.0)[:count]
+        exact.allclose(path.angle(times), jnp.asarray((*wanted, 0.0)), 1e-6)
+    assert rcm(grid=EvenGrid()).sampling.grid == EvenGrid()
+    assert rcm(sampling_grid=EvenGrid()).sampling.grid == EvenGrid()
 
 
 def test_the_order_of_compose_does_not_matter():
@@ -223,39 +257,51 @@ SPRINT = {"warmup": 0, "scm_options": {"warmup": 0.5, "learned_weight": False}}
 
 
 def test_sana_sprint_without_its_gan_is_scm():
-    law = LogNormal(0.89, 1.6)
+    law = ArctanNormal(0.2 + np.log(2.0), 1.6)
     method = sana_sprint(adversarial_weight=0, **SPRINT)
     assert [phase.name for phase in method.phases] == ["student"]
-    same(student(method), student(scm(law=law, warmup=0.5, **PLAIN)))
+    same(student(method), combined((2.0, student(scm(law=law, warmup=0.5, **PLAIN)))))
 
 
 def test_sana_sprint_is_the_weighted_sum_of_scm_and_ladd():
-    law, noise = LogNormal(0.89, 1.6), LogNormal(0.09, 1.0)
+    law, noise = (
+        ArctanNormal(mean + np.log(2.0), std) for mean, std in ((0.2, 1.6), (-0.6, 1.0))
+    )
     jump = Jump(Mixture(((0.5, Point(1.0)), (0.5, law))), path=TRIG)
     gan = ladd(draw=jump, law=noise, misaligned=True, critic_weight=0.5, path=TRIG)
     parts = scm(law=law, warmup=0.5, **PLAIN), gan
     found = sana_sprint(adversarial_weight=0.75, **SPRINT)
-    wanted = combined((1.0, student(parts[0])), (0.75, student(gan)))
+    wanted = combined((2.0, student(parts[0])), (0.75, student(gan)))
     same(student(found), wanted)
+    plain = sana_sprint(adversarial_weight=0.75, scm_weight=1.0, **SPRINT)
+    wanted = combined((1.0, student(parts[0])), (0.75, student(gan)))
+    same(student(plain), wanted)
     critic = play(gan, phase="discriminator").gradients()
     same(play(found, phase="discriminator").gradients(), critic)
     assert [c.id for c in found.cite] == ["sana_sprint", "scm", "ladd"]
 
 
-def test_misaligned_data_is_the_noised_data_of_a_neighbour():
+def test_sana_sprint_weighs_its_consistency_in_units_of_the_network():
+    method = sana_sprint(path=paths.trigflow(0.5), guidance=1.0)
+    terms = {term.name: term.weight for term in method.phases[-1].terms}
+    assert terms == {"tangent": 4.0, "fool": 0.5}
+
+
+def test_misaligned_data_is_the_data_of_a_neighbour_under_noise_of_its_own():
     found = play(sana_sprint(**SPRINT), phase="discriminator")
     ctx = found.context().of("tell_apart")
-    x0, law, cond = found.data["x0"], LogNormal(0.09, 1.0), found.data["cond"]
-    t = ctx.times("t_real", law, TRIG)
-    x_t = TRIG.noise(x0, ctx.normal("eps_real", x0), t)
+    x0, cond = found.data["x0"], found.data["cond"]
+    law = ArctanNormal(-0.6 + np.log(2.0), 1.0)
 
-    def logits(x_t, t):
+    def logits(x0, name):
+        t = ctx.times(f"t_{name}", law, TRIG)
+        x_t = TRIG.noise(x0, ctx.normal(f"eps_{name}", x0), t)
         _, taps = ctx.nets.teacher.denoised_and_taps(cond, x_t, t, path=TRIG)
         share = t / TRIG.t_max
         return ctx.nets.discriminator.call("logits", taps, share, cond)
 
-    real = logits(x_t, t)
-    other = logits(jnp.roll(x_t, 1, 0), jnp.roll(t, 1, 0))
+    real = logits(x0, "real")
+    other = logits(jnp.roll(x0, 1, 0), "misaligned")
     hinge = losses.discriminator_hinge(real, other)
     plain = sana_sprint(misaligned=False, **SPRINT)
     aligned = play(plain, phase="discriminator").values()["tell_apart"]

@@ -18,11 +18,9 @@ from distilljax.methods import (
     flow_matching,
     ict,
     lcm,
+    weights,
 )
-from distilljax.methods.consistency_training import (
-    inverse_output_scale,
-    log_normal_segment,
-)
+from distilljax.methods.consistency_training import log_normal_segment
 from distilljax.methods.curricula import (
     DoublingSegments,
     RootSegments,
@@ -31,7 +29,15 @@ from distilljax.methods.curricula import (
 )
 from distilljax.metrics import half_mse, sum_squares
 from distilljax.solvers import DDIM, Euler
-from distilljax.times import EvenGrid, KarrasGrid, LogNormal, Uniform, value_at
+from distilljax.times import (
+    EvenGrid,
+    KarrasGrid,
+    KarrasPoints,
+    LogNormal,
+    Point,
+    Uniform,
+    value_at,
+)
 from tests import exact, toy
 from tests.methods import cases
 from tests.methods.played import play
@@ -55,7 +61,7 @@ def test_ect_at_a_gap_of_one_is_the_diffusion_loss():
     level = t / (1.0 - t)
     wanted = jnp.linalg.norm(clean - x0, axis=-1)
     exact.allclose(found.values()["agree"], wanted / level, 1e-9)
-    scaled = agree(ect(gap=1.0, law=LAW, weight=inverse_output_scale))
+    scaled = agree(ect(gap=1.0, law=LAW, weight=weights.inverse_output_scale))
     exact.allclose(scaled, wanted * (level**2 + 1.0) / level**2, 1e-9)
 
 
@@ -82,8 +88,10 @@ def test_ect_follows_its_map_from_level_to_level():
     "method",
     [
         lambda path: ect(gap=0.25, law=LAW, path=path),
-        lambda path: ict(segments=20, path=path),
-        lambda path: cm_ct(segments=20, path=path),
+        lambda path: ict(segments=20, path=path, boundary=0.0),
+        lambda path: cm_ct(
+            segments=20, grid=KarrasPoints(end=0.0), path=path, boundary=0.0
+        ),
     ],
 )
 def test_levels_and_weights_do_not_depend_on_the_path(method):
@@ -95,6 +103,31 @@ def test_the_gap_of_ect_shrinks_by_stages():
     found = [float(value_at(gap, k)) for k in (0, 99, 100, 799, 5000)]
     assert found == [2.0**-1, 2.0**-1, 2.0**-2, 2.0**-8, 2.0**-8]
     assert float(value_at(Shrink(10, stages=1, q=1.0), 3)) == 1.0
+    assert float(value_at(Shrink(160, stages=16), 159)) == 2.0**-16
+
+
+def test_a_target_of_ect_near_the_data_is_asked_of_the_network():
+    law, gap = Point(0.003 / 80.0), 0.1
+    asked = agree(ect(gap=gap, law=law, metric=half_mse, path=EDM))
+    data = agree(ect(gap=gap, law=law, metric=half_mse, floor=0.002, path=EDM))
+    assert not np.allclose(asked, data, rtol=1e-3)
+
+
+def test_weights_are_functions_of_the_levels():
+    plain = {"segments": 9, "grid": KarrasPoints(end=0.0)}
+    for method in (cm_cd, cm_ct):
+        found = play(method(**plain))
+        index = found.context().of("agree").integers("index", 9)
+        t = jnp.asarray(KarrasPoints(end=0.0)(9, LINEAR))[index]
+        snr = ((1.0 - t) / t) ** 2
+        one = found.values()["agree"]
+        weighted = agree(method(**plain, weight=weights.truncated_snr))
+        exact.allclose(weighted, jnp.maximum(snr, 1.0) * one, 1e-5)
+    levels = jnp.asarray([0.5, 2.0]), jnp.asarray([0.25, 1.0]), 0.5
+    exact.allclose(weights.snr(*levels), [4.0, 0.25], 1e-6)
+    exact.allclose(weights.snr_plus_one(*levels), [5.0, 1.25], 1e-6)
+    exact.allclose(weights.inverse_gap(*levels), [4.0, 1.0], 1e-6)
+    exact.allclose(weights.inverse_output_scale(*levels), [8.0, 4.25], 1e-6)
 
 
 def test_cm_ct_is_cm_cd_whose_denoiser_knows_the_data():

@@ -10,14 +10,17 @@ import pytest
 from distilljax import networks, oracles, paths
 from distilljax.generation import student_sampler
 from distilljax.methods import pi_flow
-from distilljax.methods.policy import (
+from distilljax.methods.policies import (
     GridPolicy,
     MixturePolicy,
     PolicyView,
+    PolynomialPolicy,
+    mean_velocity,
     policy_of,
     rollout,
     velocity,
 )
+from distilljax.times import ShiftedGrid
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play, vanishes
@@ -119,15 +122,153 @@ def exact_policy(path=LINEAR):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("ratio", [0.0, 0.5])
-def test_pi_flow_rests_on_the_exact_policy(steps, ratio):
-    method = pi_flow(steps=steps, teacher_ratio=ratio, states=3)
+def test_pi_flow_rests_on_the_exact_policy(steps):
+    method = pi_flow(steps=steps, states=3)
     teacher = oracles.network(DATA, LINEAR)
     found = play(method, policy=exact_policy(), teacher=teacher)
     assert float(found.values()["imitate"].max()) < 1e-12
     other = oracles.network(oracles.Gaussian(0.0, 1.0), LINEAR)
     off = play(method, policy=exact_policy(), teacher=other)
     assert float(off.values()["imitate"].max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "options", [{"teacher_ratio": 0.5}, {"window": 0.1, "shift": 3.2}]
+)
+def test_averages_rest_where_the_paths_are_straight(options):
+    """The mean of a policy's velocity stands against the teacher's local one."""
+    point = jnp.array([0.7, -0.3])
+
+    def straight(params, x, t, cond=None, s=None, **more):
+        return (x - point) / t[:, None]
+
+    teacher = dataclasses.replace(oracles.network(DATA, LINEAR), apply=straight)
+
+    def emit(params, x, t, cond=None):
+        return straight(params, x, t)[:, None], None, None
+
+    net = dataclasses.replace(teacher, functions={"policy": emit})
+    method = pi_flow(policy="grid", states=2, substeps=4, **options)
+    found = play(method, policy=net, teacher=teacher)
+    assert float(found.values()["imitate"].max()) < 1e-20
+    curved = play(method, policy=exact_grid(3, 1), teacher=exact_policy())
+    assert float(curved.values()["imitate"].max()) > 1e-4
+
+
+def test_the_mean_velocity_is_the_displacement_of_the_flow():
+    x, t = source(LINEAR)
+    policy, end = posterior(LINEAR, x, t), 0.3 * t
+    wanted = (DATA.flow_map(LINEAR)(x, t, end) - x) / (end - t)[:, None]
+    errors = [
+        float(jnp.abs(mean_velocity(policy, x, t, end, n, 3.2) - wanted).max())
+        for n in (32, 64)
+    ]
+    assert errors[1] < 1e-2
+    assert 1.7 < errors[0] / errors[1] < 2.3
+    exact.allclose(mean_velocity(policy, x, t, t, 3), velocity(policy, x, t), 1e-12)
+    # On the linear path it is the rollout's own displacement, to the last digit.
+    moved = rollout(policy, x, t, end, 5, 3.2)
+    exact.allclose(
+        mean_velocity(policy, x, t, end, 5, 3.2), (moved - x) / (end - t)[:, None], 1e-9
+    )
+
+
+def test_a_polynomial_policy_reproduces_a_quadratic_path():
+    """``dx/dt = (x - D) / t`` with ``D`` quadratic in ``t`` has a closed form."""
+    t_src, t = jnp.full(B, 0.9), jnp.full(B, 0.2)
+    means, x = exact.normal(0, B, 3, 2), exact.normal(1, B, 2)
+    policy = PolynomialPolicy(LINEAR, t_src, means)
+    c0, c1, c2 = (means[:, i] for i in range(3))
+    # D = a0 + a1 t + a2 t^2.
+    a0, a1, a2 = c0 + 0.9 * c1 + 0.81 * c2, -c1 - 1.8 * c2, c2
+    at = jnp.full(B, 0.5)
+    exact.allclose(policy.denoised(x, at), a0 + 0.5 * a1 + 0.25 * a2, 1e-9)
+    integral = a0 * (1 / 0.2 - 1 / 0.9) + a1 * jnp.log(0.9 / 0.2) + a2 * (0.9 - 0.2)
+    wanted = 0.2 * (x / 0.9 + integral)
+    errors = [
+        float(jnp.abs(rollout(policy, x, t_src, t, n) - wanted).max())
+        for n in (128, 256)
+    ]
+    assert errors[1] < 0.02
+    assert 1.7 < errors[0] / errors[1] < 2.3
+    vanishes(
+        jax.grad(
+            lambda m: jnp.sum(
+                policy._replace(means=m).fixed(jnp.ones((B, 3), bool)).denoised(x, at)
+            )
+        )(means)
+    )
+
+
+def test_a_shifted_clock_sets_the_steps_and_the_places_of_estimates():
+    x, t = exact.normal(1, B, 2), jnp.ones(B)
+    means = exact.normal(0, B, 3, 2)
+    policy = GridPolicy(LINEAR, t, jnp.zeros(B), means, 3.2)
+    grid = jnp.asarray(ShiftedGrid(3.2)(4, LINEAR))
+    # The middle estimate stands at the middle of the unshifted clock.
+    exact.allclose(policy.denoised(x, grid[2]), means[:, 1], 1e-9)
+    moved = x
+    for now, after in zip(grid[:-1], grid[1:], strict=True):
+        moved = LINEAR.jump(policy.denoised(moved, now), moved, now, after)
+    exact.allclose(rollout(policy, x, t, jnp.zeros(B), 4, 3.2), moved, 1e-9)
+
+
+def test_data_free_training_is_the_weighted_sum_over_the_students_own_segments():
+    method = pi_flow(
+        steps=2, grid=ShiftedGrid(1.0, 0.5), states=1, substeps=4, data_free=True
+    )
+    assert method.batch == frozenset()
+    teacher = oracles.network(DATA, LINEAR)
+    rests = play(method, policy=exact_policy(), teacher=teacher)
+    assert float(rests.values()["imitate"].max()) < 1e-12
+    found = play(method)
+    ctx, cond = found.context().of("imitate"), found.data["cond"]
+    nets = found.context().nets
+    ways = ctx.uniform("student_way", (16, 2, 1))
+    drop = ctx.uniform("drop", (16, 2, 4)) < 0.05
+    x, wanted = ctx.normal("start"), 0.0
+    for k, (start, end) in enumerate(((1.0, 1.0 / 3.0), (1.0 / 3.0, 0.0))):
+        policy = policy_of(nets.student, cond, x, start, end)
+        moving = policy.fixed(drop[:, k])
+        at = start - ways[:, k, 0] * (start - end)
+        x_a = rollout(moving, x, jnp.full(16, start), at, 4)
+        gap = velocity(policy, x_a, at) - nets.teacher.apply(x_a, at, cond)
+        wanted += (start - end) * 0.5 * jnp.mean(gap**2, -1)
+        x = rollout(moving, x_a, at, jnp.full(16, end), 4)
+        if k == 0:
+            # The last state of a segment is moved on by no teacher.
+            assert bool(jnp.all(at > 1e-3))
+    exact.allclose(found.values()["imitate"], wanted, 1e-4)
+
+
+def test_a_temperature_cools_every_step_but_the_last():
+    x, t = source(LINEAR)
+    means, logits = exact.normal(1, B, 3, 2), exact.normal(2, B, 3, 1)
+    policy = MixturePolicy(LINEAR, x, t, means, jnp.full(B, 0.2), logits)
+    cold = policy.cooled(0.25)
+    exact.allclose(cold.logits, 4.0 * logits)
+    exact.allclose(cold.variance, 0.05 * jnp.ones(B))
+    played = play(pi_flow())
+    student, cond = played.context().nets.student, played.data["cond"]
+    x = played.context().of("imitate").normal("eps")
+    warm, cool = PolicyView(2), PolicyView(2, temperature=0.25)
+    for end, equal in ((0.0, True), (0.5, False)):
+        a, b = (view(student, cond, LINEAR)(x, 1.0, end) for view in (warm, cool))
+        assert bool(jnp.allclose(a, b)) == equal
+    assert pi_flow(temperature=0.3).sampling.view == PolicyView(temperature=0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"policy": "grid", "temperature": 0.3}, "belong to the mixture policy"),
+        ({"policy": "polynomial", "dropout": 0.1}, "belong to the mixture policy"),
+        ({"window": 2.0}, "window must be a share"),
+    ],
+)
+def test_options_that_have_no_part_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        pi_flow(**options)
 
 
 def test_an_exact_policy_samples_in_one_evaluation():

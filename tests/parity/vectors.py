@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import paths
-from distilljax.binding import Network
+from distilljax.binding import Bound, Nets, Network
 from distilljax.context import Context
 from distilljax.method import Method
 from distilljax.training.config import TrainConfig
@@ -85,6 +85,8 @@ class Vector:
             return head()
         if spec["kind"] == "log-weight":
             return log_weight()
+        if spec["kind"] == "policy":
+            return policy(role, spec)
         return backbone(role, spec, self.sample_shape, self.mask)
 
     def networks(self, **changes: Network) -> dict[str, Network]:
@@ -118,12 +120,15 @@ def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
         return paths.linear(sigma_d=sigma_d), "velocity"
     if kind == "vp-eps":
         return paths.vp(), "eps"
-    if kind == "sd-eps":
-        return paths.vp_scaled_linear(), "eps"
     if kind == "trigflow-F":
         return paths.trigflow(sigma_d=sigma_d), "F"
     if kind == "policy":
         return paths.linear(), "velocity"
+    if kind == "sd-eps":
+        return paths.vp_scaled_linear(sigma_d=sigma_d), "eps"
+    if kind in ("cosine-v", "cosine-x0"):
+        # Its log-SNR schedule is a clock on TrigFlow's circle.
+        return paths.trigflow(sigma_d=sigma_d), kind.removeprefix("cosine-")
     raise KeyError(f"no path is known for networks of kind {kind!r}")
 
 
@@ -168,9 +173,7 @@ def backbone(
     def apply(params, x, t, cond=None, s=None, *, taps=False, rng=None):
         h = jnp.tanh(see(x, t, cond, s) @ params["W1"] + params["b1"])
         if rng is not None:
-            assert drops
-            assert mask is not None
-            h = h * mask
+            h = h * (mask if drops else None)
         out = sign * (h @ params["W2"] + params["b2"]).reshape(x.shape)
         return (out, (h,)) if taps else out
 
@@ -206,6 +209,36 @@ def head() -> Network:
         return jnp.tanh(1.3 * h) @ params["w"] + params["b"]
 
     return Network("head", None, lambda key: {}, functions={"logits": logits})
+
+
+def policy(role: str, spec: Mapping[str, Any]) -> Network:
+    """K one-layer networks, and the weights and the spread of their mixture."""
+    path, prediction = path_of(spec)
+    see = inputs(spec, path)
+
+    def emit(params, x, t, cond=None):
+        z, flat = see(x, t, cond, None), x.reshape(x.shape[0], -1)
+
+        def one(k):
+            h = jnp.tanh(z @ params[f"W1_{k}"] + params[f"b1_{k}"])
+            return (h @ params[f"W2_{k}"] + params[f"b2_{k}"]).reshape(x.shape)
+
+        means = jnp.stack([one(k) for k in range(spec["components"])], 1)
+        # Channels come first in the files: the posterior sums over them alone.
+        weights = jax.nn.log_softmax(flat @ params["Wl"])
+        logits = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        places = (*weights.shape, 1, *x.shape[2:])
+        log_std = flat @ params["ws"] + params["ws0"]
+        return means, log_std, jnp.broadcast_to(logits, places)
+
+    return Network(
+        role,
+        None,
+        lambda key: {},
+        path,
+        prediction,
+        functions={"policy": emit},
+    )
 
 
 def log_weight() -> Network:
@@ -249,6 +282,56 @@ class Run:
     memory: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+def index_draw(index: Any, low: Any, high: Any) -> Array:
+    """The uniform number from which a uniform index ``low .. high`` is made."""
+    return (jnp.asarray(index) - low + 0.5) / (jnp.asarray(high) - low + 1)
+
+
+LAW_KINDS = {"linear": "linear-velocity", "vp": "vp-eps", "sd": "sd-eps"}
+
+
+def law_path(spec: Mapping[str, Any]) -> paths.Path:
+    """Path of the network on which a law file wants its times."""
+    return path_of({**spec, "kind": LAW_KINDS.get(spec["network"], spec["network"])})[0]
+
+
+def measured(t: Array, spec: Mapping[str, Any], path: paths.Path) -> np.ndarray:
+    """Times in the measure that a law file names."""
+    if spec["measure"] == "sigma/alpha":
+        return np.asarray(path.sigma(t) / path.alpha(t))
+    return np.asarray(t)
+
+
+class _Asked(Exception):
+    """A law and the path in whose clock a term wanted times of it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Asking(Context):
+    """A context that stops where times are wanted."""
+
+    def times(self, name, law, path=None):
+        raise _Asked(name, law, self.nets["student"].path if path is None else path)
+
+
+def sampled(method: Method, draw: str, vector: Vector, count: int = 100_000) -> Any:
+    """Times that a term asks for by a law, in the measure that a file names."""
+    (spec,) = [s for s in vector.meta["laws"].values() if s["draw"] == draw]
+    owner, wanted = draw.split("/")
+    network = Network("asking", None, lambda key: {}, law_path(spec), "velocity")
+    nets = Nets({role: Bound(role, network, {}) for role in method.roles})
+    data = dict.fromkeys(("x0", "x"), jnp.zeros((1, 2)))
+    key = jax.random.key(0)
+    context = _Asking(nets, data, 0, 0, {}, key, 1, (2,), owner=owner)
+    (loss,) = [t.loss for p in method.phases for t in p.terms if t.name == owner]
+    try:
+        loss(context)
+    except _Asked as asked:
+        name, law, path = asked.args
+    assert name == wanted
+    return measured(law(key, (count,), path), spec, path)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Given(Context):
     """A context whose draws are given by name."""
@@ -256,7 +339,7 @@ class Given(Context):
     table: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def drawn(self, name: str) -> Any:
-        self.key(name)
+        super().key(name)
         for label in (f"{self.owner}/{name}", name):
             if label in self.table:
                 return self.table[label]
@@ -264,6 +347,10 @@ class Given(Context):
             f"{self.owner!r} draws {name!r}, which the run does not give: "
             f"{sorted(self.table)}"
         )
+
+    def key(self, name):
+        # A draw without a function of its own is given as the key that makes it.
+        return self.table.get(f"{self.owner}/{name}", super().key(name))
 
     def normal(self, name, like=None):
         return self.drawn(name)
@@ -317,51 +404,6 @@ def gradients(vector: Vector, run: Run) -> tuple[Array, dict[str, dict[str, Arra
     context = functools.partial(Given, table=run.draws)
     with mock.patch("distilljax.training.update.Context", context):
         return jax.jit(jax.value_and_grad(total))(trained)
-
-
-class _Found(Exception):
-    """Carries the law and the path out of the term that asked for them."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Asked(Context):
-    """A context that ends at one draw of times and says of which law it is."""
-
-    draw: str = ""
-
-    def times(self, name, law, path=None):
-        if f"{self.owner}/{name}" == self.draw:
-            raise _Found(law, self.nets["student"].path if path is None else path)
-        return super().times(name, law, path)
-
-    pair = times
-
-
-def law_of(
-    method: Method, networks: Mapping[str, Network], draw: str
-) -> tuple[Any, paths.Path]:
-    """Law and path of the times that a term draws, ``draw`` is ``TERM/NAME``."""
-    shape, batch = (2,), 2
-    setup = make_setup(method, networks, TrainConfig.of({"batch_size": batch}), shape)
-    owner = draw.split("/")[0]
-    state = SimpleNamespace(
-        step=jnp.asarray(0), key=jax.random.key(0), params=dict.fromkeys(method.roles)
-    )
-    for phase in method.phases_at(0):
-        terms = tuple(term for term in phase.terms if term.name == owner)
-        if not terms:
-            continue
-        update = Update(setup, phase._replace(terms=terms, draws={}), state, {}, {})
-        data = {name: jnp.zeros((batch, *shape)) for name in ("x0", "x")}
-        data["cond"] = jnp.zeros((batch,), int)
-        context = functools.partial(Asked, draw=draw)
-        trained = dict.fromkeys(phase.trains)
-        try:
-            with mock.patch("distilljax.training.update.Context", context):
-                update.terms(trained, data, {}, update.key, jnp.asarray(0), {})
-        except _Found as found:
-            return found.args
-    raise KeyError(f"no term of {method.name!r} draws {draw!r}")
 
 
 def flat(vector: Vector, output: str, found: Mapping[str, Any]) -> tuple[Any, Any]:

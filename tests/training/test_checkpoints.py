@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from distilljax.training import Hooks, create_state, make_setup, train
-from distilljax.training.checkpoints import Checkpoints, fingerprint
+from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.config import CheckpointConfig, TrainConfig
+from distilljax.training.digests import fingerprint
 from distilljax.training.state import abstract
 from tests.training import small
 from tests.training.test_cycle import NETWORKS

@@ -51,6 +51,9 @@ def test_from_config_dict():
         ({"fuse": "phases"}, ["phases", "phase"]),
         ({"cycles": 0}, ["cycles", "0"]),
         ({"student": {"ema": 1.0}}, ["ema", "1.0"]),
+        ({"student": {"ema": 0.9, "ema_half_life": 5.0}}, ["ema or ema_half_life"]),
+        ({"student": {"ema_half_life": 0.0}}, ["ema_half_life", "0.0"]),
+        ({"student": {"ema_ramp": 0.05}}, ["ema_ramp", "beside ema"]),
         ({"student": {"optimizer": "adam", "weight_decay": 0.1}}, ["adamw"]),
         ({"student": 3}, ["student", "3"]),
     ],
@@ -115,3 +118,20 @@ def test_a_schedule_starts_again():
         assert float(twice(count + 10)) == pytest.approx(0.5 * float(once(count)))
     with pytest.raises(ValueError, match="restart must be at least 1"):
         ScheduleConfig(restart=0)
+
+
+def test_averages_begin_as_the_releases_have_them():
+    steps = np.asarray([0.0, 3.0, 100.0, 1e6])
+    plain = RoleConfig(ema=0.99).ema_decay(steps, 512)
+    np.testing.assert_allclose(plain, np.minimum(0.99, (1 + steps) / (10 + steps)))
+    whole = RoleConfig(ema=0.99, ema_ramp=0.0).ema_decay(steps, 512)
+    np.testing.assert_allclose(whole, 0.99)
+    # EDM counts images: the half-life is at most a twentieth of those seen so far.
+    edm = RoleConfig(ema_half_life=5e5, ema_ramp=0.05).ema_decay(steps, 512)
+    seen = np.minimum(5e5, np.maximum(0.05 * 512 * steps, 1e-8))
+    np.testing.assert_allclose(edm, 0.5 ** (512 / seen), rtol=1e-5)
+    # EDM2's power function (1 - 1 / (k + 1))^(gamma + 1) of relative width 0.05.
+    power = RoleConfig(ema=0.999999, ema_ramp=0.0386).ema_decay(steps[2:3], 512)
+    np.testing.assert_allclose(power, (1 - 1 / 101) ** (16.97 + 1), rtol=0.01)
+    assert not RoleConfig().averaged
+    assert RoleConfig(ema_half_life=3.0).averaged

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax.training import build_cycle, create_frozen, create_state, train
-from distilljax.training.checkpoints import fingerprint
+from distilljax.training.digests import fingerprint
 from tests.training import small
 from tests.training.test_state import TEACHER, distilling, setup_of
 

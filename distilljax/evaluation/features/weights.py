@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 
-import numpy as np
 from numpy.typing import NDArray
+
+from distilljax.storage import load_arrays
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, NDArray]:
@@ -27,11 +28,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, NDArray]:
     if not path.is_file():
         raise ValueError(f"no weights at {path}: give the path of a file that is there")
     if path.suffix == ".npz":
-        try:
-            with np.load(path) as found:
-                return dict(found)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path} is damaged ({error}); write it again") from error
+        return load_arrays(path)
     if path.suffix != ".safetensors":
         raise ValueError(
             f"weights must be .safetensors or .npz, got {path.name}; convert a file of "

@@ -1,0 +1,18 @@
+"""DMD2 on ImageNet, 64 x 64 pixels: DiT-B/4, 130 M parameters.
+
+    distilljax train --config=configs/imagenet64/dmd2.py --teacher=runs/imagenet64/teacher
+
+Data: as teacher.py.
+Recipe: the release of DMD2; `releases.DMD2_IMAGENET64` holds every number and its
+source.
+Hardware: v5e:4x4, 16 chips of 16 GiB. Cost: not measured.
+Expected: not measured.
+Reproduces: no paper's row.
+"""  # noqa: E501
+
+from distilljax import releases
+from distilljax.recipes import pod_card
+
+
+def get_config(source="tfds"):
+    return pod_card("imagenet64", releases.DMD2_IMAGENET64, source=source)
