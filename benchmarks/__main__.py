@@ -6,8 +6,10 @@ python -m benchmarks [--quick] [--pairs N] [--out benchmarks/results.json]
 import sys
 
 from benchmarks import (
+    compile_time,
     data_sources,
     dmd2_cycle,
+    guarded_update,
     import_time,
     input_pipeline,
     measure,
@@ -22,8 +24,10 @@ ALL = (
     input_pipeline,
     data_sources,
     dmd2_cycle,
+    guarded_update,
     sampling,
     scm_jvp,
+    compile_time,
     import_time,
 )
 

@@ -357,7 +357,7 @@ class Path:
     @property
     def exploding(self) -> bool:
         """Whether the clock is the noise level itself (EDM), many times the data's."""
-        return isinstance(self.coefficients, _EDM)
+        return self.family == "edm"
 
     @property
     def boundary(self) -> float:

@@ -70,7 +70,7 @@ EDM_CIFAR10 = Release(
         "betas": (0.9, 0.999),
         "eps": 1e-8,
         "schedule": {"warmup": 19_531},  # lr_rampup_kimg 10 000
-        "ema_half_life": 500_000,  # --ema 0.5
+        "ema_half_life": 5e5,  # --ema 0.5
         "ema_ramp": 0.05,  # ema_rampup_ratio
     },
     differs="Labels are never dropped there, so that the network has no null class to "
@@ -222,7 +222,8 @@ ICT_CIFAR10 = Release(
 CD_CIFAR10 = Release(
     source="openai/consistency_models_cifar10 d086e77: configs/cifar10_ve_cd.py",
     method="cm_cd",
-    options={"segments": 18, "solver": "Heun()"},
+    # 18 points.
+    options={"segments": 17, "solver": "Heun()"},
     network={**_ON_EDM, "augment_features": 9},
     batch_size=512,
     cycles=800_000,
@@ -239,7 +240,7 @@ CD_CIFAR10 = Release(
 CD_IMAGENET64 = Release(
     source="openai/consistency_models e32b69e: scripts/launch.sh (L_CD^N, l2)",
     method="cm_cd",
-    # --start_scales 40, --target_ema_mode fixed --start_ema 0.95
+    # --start_scales 40 points, --target_ema_mode fixed --start_ema 0.95
     options={"segments": 39, "target_decay": 0.95},
     network=_ON_EDM,
     batch_size=2048,
@@ -337,7 +338,7 @@ SID_CIFAR10 = Release(
         "betas": (0.0, 0.999),  # --g_beta1
         "eps": 1e-8,
     },
-    roles={"student": {"ema_half_life": 500_000, "ema_ramp": 0.05}},
+    roles={"student": {"ema_half_life": 5e5, "ema_ramp": 0.05}},
     differs="The student's loss is scaled by 100 (--lsg), which Adam undoes.",
 )
 SID_IMAGENET64 = Release(
@@ -388,7 +389,14 @@ MEAN_FLOW_CIFAR10 = Release(
     "meanflow/train_arg_parser.py, meanflow/training/train_loop.py",
     method="mean_flow",
     # --norm_p, --norm_eps, --ratio
-    options={"teacher": False, "init": "random", "p": 0.75, "eps": 1e-3},
+    options={
+        "teacher": False,
+        "init": "random",
+        # --P_mean_t, --P_std_t, --P_mean_r, --P_std_r; a quarter has s = t.
+        "law": "Pair(LogitNormal(-0.6, 1.6), 0.25, end=LogitNormal(-4.0, 1.6))",
+        "p": 0.75,
+        "eps": 1e-3,
+    },
     network={"dropout": 0.2, "augment_features": 6},
     # RandomHorizontalFlip, and the augmentation without vertical flips and rotations.
     data={
@@ -416,7 +424,8 @@ MEAN_FLOW_IMAGENET256 = Release(
     options={
         "teacher": False,
         "init": "random",
-        "law": "Pair(LogitNormal(-0.4, 1.0), 0.75)",  # P_mean, P_std, data_proportion
+        # P_mean, P_std, data_proportion; the same rows of every batch.
+        "law": "Pair(LogitNormal(-0.4, 1.0), 0.75, fixed=True)",
         "omega": 1.0,
         "kappa": 0.5,
         "p": 1.0,  # norm_p

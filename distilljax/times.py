@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from distilljax.paths import Path, linear
+from distilljax.shares import Shares
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -28,11 +29,21 @@ class Law(Protocol):
 
 
 class PairLaw(Protocol):
-    """``(key, shape, path) -> (t, s)`` with ``s <= t``."""
+    """``(key, shape, path) -> (t, s)`` with ``s <= t``.
+
+    One that puts fixed rows of a batch on the diagonal ``s = t`` also has a method
+    ``shares``, see `Pair`.
+    """
 
     def __call__(
         self, key: Array, shape: tuple[int, ...], path: Path
     ) -> tuple[Array, Array]: ...
+
+
+def fixed_shares(law: PairLaw, batch: int) -> Shares | None:
+    """Rows of a batch that a law puts ``(off, on)`` the diagonal, None if it draws."""
+    shares = getattr(law, "shares", None)
+    return None if shares is None else shares(batch)
 
 
 def inside(t: Array, path: Path) -> Array:
@@ -172,20 +183,21 @@ class Shifted:
 class InClock:
     """The times of a law in the clock of another path, at the same noise angle.
 
-    ``InClock(Shifted(Uniform(), 5.0), linear())`` is ``sigma/alpha = 5 u / (1 - u)``
+    ``InClock(Shifted(Uniform(), 5.0))`` is ``sigma/alpha = 5 u / (1 - u)``
     on any path, on TrigFlow ``t = arctan(5 u / (1 - u))``: rectified flow's shifted
     time, in which a law shifted in TrigFlow's own clock would lie elsewhere.
 
     Attributes:
       law: the law.
-      of: path in whose clock it is drawn.
+      of: path in whose clock it is drawn; default the linear one, rectified flow's.
     """
 
     law: Law
-    of: Path = linear()
+    of: Path | None = None
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
-        angle = self.of.angle(self.law(key, shape, self.of))
+        of = linear() if self.of is None else self.of
+        angle = of.angle(self.law(key, shape, of))
         return inside(path.time_of_angle(angle), path)
 
 
@@ -229,31 +241,56 @@ class Pair:
     """Two-time law of flow-map training: the larger draw is ``t``, the smaller ``s``.
 
     Attributes:
-      law: law of both draws.
+      law: law of both draws, or of ``t`` alone if ``end`` is given.
       diagonal: share with ``s = t`` (plain flow matching).
       to_data: share of the rest with ``s = 0``.
       from_noise: share of all with ``t = t_max``.
+      end: law of ``s``, which is cut at ``t``; more than ``diagonal`` then lie on the
+        diagonal. With it ``Pair(LogitNormal(-0.6, 1.6), 0.25,
+        end=LogitNormal(-4.0, 1.6))`` is the law of MeanFlow's CIFAR-10 release
+        (Gsunshine/py-meanflow, v1).
+      fixed: whether the rows on the diagonal are the same in every batch, rather than
+        drawn one by one. Of ``B`` rows ``int(diagonal B)`` lie there as in MeanFlow's
+        ImageNet release (Gsunshine/meanflow), interleaved with the others (see
+        `Shares`); a loss can then leave out their derivative. The law of a row averaged
+        over the batch stays the same.
     """
 
     law: Law = LogitNormal(-0.4, 1.0)
     diagonal: float = 0.75
     to_data: float = 0.0
     from_noise: float = 0.0
+    end: Law | None = None
+    fixed: bool = False
+
+    def shares(self, batch: int) -> Shares | None:
+        """``(off, on)`` the diagonal, of a batch; None unless they are fixed."""
+        if not self.fixed:
+            return None
+        # A product like 0.7 * 10 may come out just below an integer.
+        still = int(self.diagonal * batch + 1e-6)
+        return Shares((batch - still, still))
 
     def __call__(
         self, key: Array, shape: tuple[int, ...], path: Path
     ) -> tuple[Array, Array]:
         keys = jax.random.split(key, 5)
-        a, b = self.law(keys[0], shape, path), self.law(keys[1], shape, path)
-        t, s = jnp.maximum(a, b), jnp.minimum(a, b)
+        a = self.law(keys[0], shape, path)
+        b = (self.law if self.end is None else self.end)(keys[1], shape, path)
+        t = jnp.maximum(a, b) if self.end is None else a
+        s = jnp.minimum(a, b)
 
         def chosen(k: Array, share: float) -> Array:
             return jax.random.uniform(k, shape) < share
 
         t = jnp.where(chosen(keys[2], self.from_noise), path.t_max, t)
         s = jnp.where(chosen(keys[3], self.to_data), 0.0, s)
-        s = jnp.where(chosen(keys[4], self.diagonal), t, s)
-        return t, s
+        shares = self.shares(shape[0]) if shape else None
+        if shares is None:
+            still = chosen(keys[4], self.diagonal)
+        else:
+            still = shares.part().reshape(-1, *(1,) * (len(shape) - 1)) == 1
+        return t, jnp.where(still, t, s)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,10 +514,13 @@ class PathGrid:
         ``n`` upper ones of ``n + 1`` levels, ``80, 2.5, 0`` in two steps; a solver's
         are EDM's own, `KarrasGrid`, whose last step starts at ``sigma_min``.
       floor: whether the steps of a student end at ``sigma_min`` instead of 0.
+      levels: on EDM the levels at which all steps but the first begin, for numbers of
+        steps for which a paper names them: ``((0.821,),)`` for two.
     """
 
     solved: bool = False
     floor: bool = False
+    levels: tuple[tuple[float, ...], ...] = ()
 
     def _of(self, path: Path) -> GrowingGrid:
         if not path.exploding:
@@ -491,10 +531,14 @@ class PathGrid:
         return KarrasPoints(*ends, end=None if self.floor else 0.0)
 
     def __call__(self, steps: int, path: Path) -> tuple[float, ...]:
-        return self._of(path)(steps, path)
+        even = self._of(path)(steps, path)
+        for row in self.levels if path.exploding else ():
+            if len(row) == steps - 1:
+                return check_times((even[0], *row, even[-1]))
+        return even
 
     def at(self, index: Array, steps: Array, path: Path) -> Array:
-        """See `GrowingGrid`."""
+        """See `GrowingGrid`; without ``levels``."""
         return self._of(path).at(index, steps, path)
 
 

@@ -104,6 +104,9 @@ def loss_cases():
         "semigroup": mapped(
             lambda f, v, d: losses.semigroup(f, f, d["x"], d["t"], d["m"], d["s"])
         ),
+        "two_jumps": lambda w, d: losses.two_jumps(
+            *(parts(w)[0],) * 2, d["x"], d["t"], d["m"], d["s"], clip=0.5
+        ),
         "score_gap": plain(
             lambda d: metric_of(losses.score_gap(d["x"], d["y"], d["z"]))
         ),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import (
+    compile_time,
     data_sources,
     digits_cards,
     dmd2_cycle,
@@ -50,6 +51,15 @@ def test_every_kind_of_source_is_measured():
         assert result["low"] > 0.0
         rate = result["images_per_second_and_core"]
         assert rate == pytest.approx(1e6 / result["value"])
+
+
+def test_the_compilation_of_methods_names_the_slowest():
+    (found,) = compile_time.run(TINY)
+    taken = list(found["methods"].values())
+    assert set(found["methods"]) == set(compile_time.TINY)
+    assert taken == sorted(taken, reverse=True)
+    assert found["value"] == pytest.approx(sum(taken) / len(taken), abs=0.01)
+    assert next(iter(found["methods"])) in found["what"]
 
 
 def test_contenders_take_turns():

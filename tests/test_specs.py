@@ -32,7 +32,7 @@ from distilljax.specs import parse, resolve
         (" Ramp(steps=10, end=0.5) ", times.Ramp(10, end=0.5)),
         ("Shifted(Uniform(), 5.0)", times.Shifted(times.Uniform(), 5.0)),
         ("central(0.02)", times.central(0.02)),
-        ("InClock(Uniform(), linear())", times.InClock(times.Uniform())),
+        ("InClock(Uniform())", times.InClock(times.Uniform())),
         ("ShiftedGrid(3.2, 0.5)", times.ShiftedGrid(3.2, 0.5)),
         (
             "Mixture(((0.7, LogitNormal()), (0.3, Point(1.0))))",

@@ -217,6 +217,10 @@ def test_the_default_grid_is_the_paths():
     assert times.PathGrid(solved=True)(18, path) == times.KarrasGrid()(18, path)
     for other in (paths.linear(), paths.trigflow(0.5), paths.vp()):
         assert grid(4, other) == times.EvenGrid()(4, other)
+    named = times.PathGrid(levels=((0.821,),))
+    assert named(2, path) == (80.0, 0.821, 0.0)
+    assert named(3, path) == grid(3, path)
+    assert named(2, paths.linear()) == grid(2, paths.linear())
     narrow = grid(4, paths.edm(sigma_max=10.0))
     assert narrow[0] == pytest.approx(10.0)
 

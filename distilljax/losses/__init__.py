@@ -41,6 +41,7 @@ from distilljax.losses.trajectory import (
     finite_difference,
     lagrangian,
     semigroup,
+    two_jumps,
 )
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "skew",
     "split_error",
     "toward",
+    "two_jumps",
 ]

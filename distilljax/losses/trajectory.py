@@ -296,13 +296,52 @@ def consistency(
     return toward(f(x_t, t, s), target, jnp.ones_like(t, jnp.float32))
 
 
+def two_jumps(
+    flow_map: AffineFlowMap,
+    target_map: FlowMap,
+    x_t: Array,
+    t: Time,
+    m: Time,
+    s: Time,
+    *,
+    clip: float | None = None,
+) -> Array:
+    """The output of ``flow_map`` that jumps where two jumps of ``target_map`` end.
+
+    ``(f'(f'(x, t, m), m, s) - a x) / b`` for ``f = a x + b F``; on the linear path the
+    mean of the two rolled-out velocities weighted by their intervals.
+
+    Args:
+      flow_map: map whose output is asked for; it is not evaluated.
+      target_map: map that is rolled out: the student, its EMA or a teacher.
+      x_t: state ``[B, ...]``.
+      t: start time.
+      m: middle time, ``s < m < t``.
+      s: end time.
+      clip: largest absolute value of the state in the middle and of the result; None
+        leaves them alone.
+
+    Returns:
+      The output, shape of ``x_t``.
+
+    Gradient flow: none, the result is constant.
+    """
+
+    def within(x: Array) -> Array:
+        return x if clip is None else jnp.clip(x, -clip, clip)
+
+    t, m, s = _times(x_t, t, m, s)
+    end = target_map(within(target_map(x_t, t, m)), m, s)
+    a, b = flow_map.coefficients(expand(t, x_t), expand(s, x_t))
+    return sg(within((end - a * x_t) / b))
+
+
 def semigroup(
     flow_map: AffineFlowMap, target_map: FlowMap, x_t: Array, t: Time, m: Time, s: Time
 ) -> Correction:
     """One jump must equal two: ``f(x, t, s) = f'(f'(x, t, m), m, s)``.
 
-    The direction lives on the network output: ``(target - f) / b``; on the linear path
-    the target is the mean of the two rolled-out velocities weighted by their intervals.
+    The direction lives on the network output: ``(target - f) / b``, see `two_jumps`.
 
     Args:
       flow_map: student.
@@ -322,8 +361,6 @@ def semigroup(
       Salimans and Ho, Progressive Distillation, 2022, arXiv:2202.00512.
     """
     t, m, s = _times(x_t, t, m, s)
-    target = sg(target_map(target_map(x_t, t, m), m, s))
-    a, b = flow_map.coefficients(expand(t, x_t), expand(s, x_t))
+    implied = two_jumps(flow_map, target_map, x_t, t, m, s)
     output = flow_map.output(x_t, t, s)
-    implied = (target - a * x_t) / b
     return toward(output, implied, jnp.ones_like(t, jnp.float32))

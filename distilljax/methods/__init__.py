@@ -25,6 +25,7 @@ from distilljax.methods.consistency_training import (
 from distilljax.methods.distribution import DMD2, GDMD, SID, dmd2, gdmd, sid
 from distilljax.methods.dual_end import DE_CM, de_cm
 from distilljax.methods.flow_maps import MEAN_FLOW, mean_flow
+from distilljax.methods.halving import SHORTCUT, shortcut
 from distilljax.methods.policy import PI_FLOW, pi_flow
 from distilljax.methods.regression import (
     DENOISING,
@@ -53,10 +54,8 @@ from distilljax.methods.trajectory_consistency import CTM, ctm
 from distilljax.methods.two_time import (
     AYF_EMD,
     AYF_LMD,
-    SHORTCUT,
     ayf_emd,
     ayf_lmd,
-    shortcut,
 )
 
 __all__ = [

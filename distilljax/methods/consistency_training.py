@@ -239,7 +239,7 @@ def ict(
     init: str = "random",
     path: Path | None = None,
     boundary: float | None = None,
-    sampling_grid: Grid = PathGrid(),
+    sampling_grid: Grid = PathGrid(levels=((0.821,),)),
 ) -> Method:
     """Improved consistency training: no target EMA, pseudo-Huber, log-normal levels.
 
@@ -262,7 +262,7 @@ def ict(
         noise levels ``sigma/alpha`` on every path.
       boundary: time at which the map is the identity, see `cm_cd`.
       sampling_grid: times of the sampler; the paper's second level is 0.821 (CIFAR-10)
-        or 1.526: ``TableGrid(((80.0,), (80.0, 0.821)))``.
+        or 1.526.
 
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student.
@@ -295,7 +295,7 @@ def ect(
     floor: float = 0.0,
     init: str = "teacher",
     path: Path | None = None,
-    sampling_grid: Grid = PathGrid(),
+    sampling_grid: Grid = PathGrid(levels=((0.821,),)),
 ) -> Method:
     """Easy consistency tuning: a diffusion model whose target time moves up from 0.
 
@@ -317,7 +317,7 @@ def ect(
       init: ``teacher`` starts from a diffusion model.
       path: path; default the student's network's. ``t`` and ``tau`` above are noise
         levels ``sigma/alpha`` on every path.
-      sampling_grid: times of the sampler; the second level of the release is 0.821.
+      sampling_grid: times of the sampler; the release's second level is 0.821.
 
     Returns:
       The method. Batch: ``x0`` (and ``cond``). Roles: student.

@@ -195,8 +195,17 @@ def noised(
     return path.noise(x, eps, t), t, eps
 
 
-def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
+def dropped(
+    ctx: Context, net: Bound, share: float, chances: Array | None = None
+) -> tuple[Any, Array | None]:
     """The condition with a random share replaced by the null condition.
+
+    Args:
+      ctx: of the term; the draw is called ``drop``.
+      net: network whose null condition it is.
+      share: mean share of the samples, 0 for none.
+      chances: chance of every sample ``[B]``, default ``share``. A draw of exactly 0,
+        one in eight million, drops any sample.
 
     Returns:
       ``(condition, dropped [B] bool)``; the second is None if nothing is dropped.
@@ -204,7 +213,8 @@ def dropped(ctx: Context, net: Bound, share: float) -> tuple[Any, Array | None]:
     cond = ctx.cond
     if cond is None or share == 0:
         return cond, None
-    drop = ctx.uniform("drop") < share
+    chances = share if chances is None else jnp.maximum(chances, 1e-7)
+    drop = ctx.uniform("drop") < chances
     return chosen(drop, net.null_condition(ctx.data), cond), drop
 
 

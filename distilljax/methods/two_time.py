@@ -1,4 +1,4 @@
-"""Maps between any two times, by halving or by derivatives: shortcut, AYF."""
+"""Maps between any two times by derivatives of a teacher's flow: Align Your Flow."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import fields, losses, transforms
-from distilljax.axes import looked_up
 from distilljax.context import Context
 from distilljax.corrections import Correction
 from distilljax.draws import Guidance
-from distilljax.flow_maps import AffineFlowMap
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.method import (
     Citation,
-    Follow,
     Method,
     Out,
     Phase,
@@ -28,19 +25,15 @@ from distilljax.method import (
 )
 from distilljax.methods.parts import (
     TEACHER,
-    dropped,
     guidance_needs,
     path_of,
     per_sample_norm,
     scale_of,
     telling,
 )
-from distilljax.paths import Path, expand
-from distilljax.predictions import VELOCITY, convert
+from distilljax.paths import Path
 from distilljax.sampling import Deterministic
 from distilljax.times import (
-    EvenGrid,
-    Grid,
     Interval,
     Minimum,
     PairLaw,
@@ -52,14 +45,6 @@ from distilljax.times import (
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
-SHORTCUT = Citation(
-    "shortcut",
-    "One Step Diffusion via Shortcut Models",
-    "Frans, Hafner, Levine, Abbeel",
-    2024,
-    "arXiv:2410.12557",
-    "eq. 4, 5",
-)
 AYF_EMD = Citation(
     "ayf_emd",
     "Align Your Flow: Scaling Continuous-Time Flow Map Distillation",
@@ -71,121 +56,6 @@ AYF_EMD = Citation(
 AYF_LMD = dataclasses.replace(
     AYF_EMD, id="ayf_lmd", equations="Lagrangian map distillation"
 )
-
-
-def shortcut(
-    *,
-    levels: int = 7,
-    share: float = 0.125,
-    grid: Grid = EvenGrid(),
-    teacher: bool = True,
-    guidance: float = 1.0,
-    target_decay: Schedule = 0.999,
-    label_dropout: float = 0.0,
-    path: Path | None = None,
-) -> Method:
-    """Shortcut models: one jump equals two of half its length, down a binary tree.
-
-    For a ``share`` of the samples a level ``n < levels`` and one of the ``2^n`` equal
-    jumps ``t -> s`` of that level are drawn, and with ``m`` in the middle
-
-        |u(x_t, t, s) - sg (u^-(x_t, t, m) + u^-(x_m, m, s)) / 2|^2,
-
-    ``x_m`` the end of the first half (eq. 4, 5; in its second half the paper prints
-    ``t`` for ``m``, the code has ``m``). The others match the velocity at ``s = t``.
-    Below the last level the halves are velocities, ``u^-(x, t, t)``: the paper's step
-    size 0, where its code has an index of its own. The code also clips ``x_m`` and the
-    target to [-4, 4], the range of its latents; here they are left alone.
-
-    Args:
-      levels: halvings from the whole range to the smallest step.
-      share: share of the samples that learn to jump; 1/8 in the paper, 0 is flow
-        matching.
-      grid: the ``2^levels`` smallest steps, which are also the sampler's.
-      teacher: True takes the velocity from a teacher; False from the data, as in the
-        paper.
-      guidance: scale ``w`` of the teacher; without one, of the halves below the last
-        level, from where it spreads to longer jumps.
-      target_decay: EMA decay of the target network.
-      label_dropout: share of samples with the null condition (without a teacher).
-      path: path; default the student's network's.
-
-    Returns:
-      The method. Batch: ``x0`` (and ``cond``). Roles: student with a second time,
-      target, teacher.
-    """
-    own = not teacher and guidance != 1.0
-
-    def halve(ctx: Context) -> Array:
-        way, student, kept = path_of(ctx, path), ctx.nets.student, ctx.nets.target
-        level = ctx.integers("level", levels)
-        level = jnp.where(ctx.uniform("share") < share, level, levels)
-        stride = 2 ** (levels - level)
-        index = stride * jnp.floor(ctx.uniform("place") * 2.0**level).astype(jnp.int32)
-        times = jnp.asarray(grid(2**levels, way), jnp.float32)
-        t, m, s = (looked_up(times, index + add) for add in (0, stride // 2, stride))
-        x0, eps = ctx.data["x0"], ctx.normal("eps")
-        x_t = way.noise(x0, eps, t)
-        cond, _ = dropped(ctx, student, label_dropout)
-        if teacher:
-            field = ctx.nets.teacher.guided(
-                ctx.data, guidance, kind="velocity", path=way
-            )
-            v = field(x_t, t)
-        else:
-            v = way.velocity(x0, eps, t)
-        still, last = level == levels, level == levels - 1
-        target = _standing(kept.flow_map(cond, path=way, two_time=True), last)
-        if own:
-            null = kept.flow_map(kept.null_condition(ctx.data), path=way, two_time=True)
-            target = _guided(target, _standing(null, last), guidance, last)
-        f = _standing(student.flow_map(cond, path=way, two_time=True), still)
-        c = losses.semigroup(f, target, x_t, t, m, s)
-        match = convert(way, v, x_t, t, VELOCITY, f.kind) - c.output
-        on = expand(still.astype(jnp.float32), x_t) > 0
-        return losses.regress(
-            c._replace(direction=sg(jnp.where(on, match, c.direction)))
-        )
-
-    needs = {"second_time"} | ({"null"} if own or label_dropout else set())
-    student = Role(needs=frozenset(needs))
-    follow = Follow("student", target_decay)
-    roles = {
-        "student": student,
-        "target": student._replace(init="student", follow=follow),
-    }
-    if teacher:
-        roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))
-    return check(
-        Method(
-            name="shortcut",
-            roles=roles,
-            phases=(Phase("student", ("student",), (Term("halve", halve),)),),
-            sampling=Sampling(grid, Deterministic(), path, two_time=True),
-            cite=(SHORTCUT,),
-        )
-    )
-
-
-def _standing(f: AffineFlowMap, rows: Array) -> AffineFlowMap:
-    """The map whose network is told ``s = t`` in some rows: there it is Euler's."""
-
-    def output(x: Array, t: Array, s: Array) -> Array:
-        return f.output(x, t, jnp.where(rows, t, s))
-
-    return dataclasses.replace(f, output=output)
-
-
-def _guided(
-    f: AffineFlowMap, null: AffineFlowMap, scale: float, rows: Array
-) -> AffineFlowMap:
-    """The map whose network output is guided in some rows."""
-
-    def output(x: Array, t: Array, s: Array) -> Array:
-        w = jnp.where(rows, scale, 1.0)
-        return fields.guide(f.output(x, t, s), null.output(x, t, s), w)
-
-    return dataclasses.replace(f, output=output)
 
 
 def _ayf(

@@ -279,9 +279,11 @@ def policy(
     Args:
       backbone: network with taps.
       sample_shape: shape of a sample; its last axis shares the mixture's weights.
-      components: ``K``, components of a mixture or estimates on a grid.
+      components: ``K``, components of a mixture, estimates on a grid or coefficients of
+        a polynomial.
       mixture: whether the predictions are those of a Gaussian mixture, with weights and
-        a standard deviation; otherwise they stand alone (pi-Flow's grid policy).
+        a standard deviation; otherwise they stand alone (pi-Flow's grid and polynomial
+        policies).
       spread: standard deviation of what is added to the prediction at first, per
         component; with 0 all components of a mixture stay equal.
       name: how errors call it.

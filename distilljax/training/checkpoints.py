@@ -1,16 +1,23 @@
 """Checkpoints of a run: everything that it needs to continue bit for bit.
 
 A step holds three items: ``state`` (roles, optimizers, followers, EMAs, memory, key),
-``data`` (state of the data iterator) and ``meta`` (config, method, versions and a
-fingerprint of the state, by which a damaged checkpoint is known).
+``data`` (state of the data iterator) and ``meta`` (config, method, versions, a
+fingerprint of the state and a checksum of the rest, by which a damaged checkpoint is
+known). One that cannot be read now is no damaged one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import hashlib
+import itertools
 import json
+import math
+import os
 import re
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,9 +37,21 @@ from distilljax.training.digests import fingerprint
 from distilljax.training.state import TrainState, leaves
 
 # What a run needs to know of its checkpoint.
-_META = ("fingerprint", "frozen", "leaves", "seconds")
-# Names of checkpoints that are being saved: a step and a suffix.
-_PARTIAL = re.compile(r"\d+\.")
+_META = ("checksum", "fingerprint", "frozen", "leaves", "seconds")
+# Names of checkpoints that are being saved: a step and Orbax's suffix.
+_PARTIAL = re.compile(r"\d+\.orbax-checkpoint-tmp")
+# Seconds before reading again where a file could not be read.
+_AGAIN = (0.2, 1.0)
+# Errors and words that speak of the reader or the disk, and not of the content.
+_UNREADABLE = (
+    *("EACCES", "EPERM", "EIO", "ESTALE", "EMFILE", "ENFILE", "ENOMEM", "ETIMEDOUT"),
+    *("EAGAIN", "EBUSY", "ECONNRESET", "EHOSTDOWN", "ENETUNREACH", "ENOLCK", "EINTR"),
+)
+_CODES = {getattr(errno, name) for name in _UNREADABLE if hasattr(errno, name)}
+_SIGNS = (
+    *("PERMISSION_DENIED", "UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+    *map(os.strerror, sorted(_CODES)),
+)
 
 
 class Restored(NamedTuple):
@@ -53,6 +72,39 @@ class Restored(NamedTuple):
 
 class _Mismatch(Exception):
     """A whole checkpoint of another state."""
+
+
+class _Unreadable(OSError):
+    """A checkpoint that cannot be read now."""
+
+
+def _is_unreadable(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, speaks of reading and not of content."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _CODES:
+            return True
+        if any(sign in str(error) for sign in _SIGNS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_locked(folder: epath.Path) -> bool:
+    """Whether this process may not read a part of a local folder."""
+    if not storage.is_local(folder):
+        return False
+    refused: list[OSError] = []
+    for where, _, names in os.walk(folder, onerror=refused.append):
+        if not all(os.access(os.path.join(where, n), os.R_OK) for n in names):
+            return True
+    return any(isinstance(error, PermissionError) for error in refused)
+
+
+def _checksum(meta: Mapping[str, Any], data: Any) -> str:
+    """Of everything in a checkpoint but the arrays, which have their fingerprint."""
+    rest = {k: v for k, v in meta.items() if k != "checksum"}
+    text = json.dumps([rest, data], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _described(tree: Any) -> dict[str, str]:
@@ -122,12 +174,14 @@ class Checkpoints:
             # Host copies of CPU arrays share memory that the next cycle overwrites.
             state = self._copied(state)
         meta = {**meta, "fingerprint": fingerprint(state), "leaves": _described(state)}
+        packed = {"state": _packed(data)}
+        meta["checksum"] = _checksum(meta, packed)
         with self._writing():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=ocp.args.JsonSave({"state": _packed(data)}),
+                    data=ocp.args.JsonSave(packed),
                     meta=ocp.args.JsonSave(meta),
                 ),
                 metrics=None if metrics is None else dict(metrics),
@@ -172,14 +226,16 @@ class Checkpoints:
         Raises:
           ValueError: if a checkpoint is of another state or version, or none of those
             that are there can be read; all are left where they are.
+          OSError: if the newest cannot be read now (permissions, disk, network), which
+            says nothing of its content; all are left where they are.
         """
         damaged: dict[int, str] = {}
         for step in reversed(distributed.of_first(self.steps)):
             try:
-                found = self._read(step, abstract)
+                found = self._read_again(step, abstract)
             except _Mismatch as error:
                 raise ValueError(str(error)) from None
-            except (MemoryError, PermissionError):
+            except (MemoryError, _Unreadable):
                 raise
             except Exception as error:  # any other failure to read means damage
                 reason = str(error).strip().split("\n")[0][:200]
@@ -202,6 +258,28 @@ class Checkpoints:
             )
         return None
 
+    def _read_again(self, step: int, abstract: TrainState) -> Restored:
+        """`_read`, more than once where the disk or the network may recover."""
+        for seconds in (*_AGAIN, None):
+            try:
+                return self._read(step, abstract)
+            except Exception as error:
+                # Orbax tells a folder that it may not open from one that is not there
+                # in no way.
+                if not (_is_unreadable(error) or _is_locked(self._root / str(step))):
+                    raise
+                if seconds is None:
+                    reason = str(error).strip().split("\n")[0][:300]
+                    raise _Unreadable(
+                        f"checkpoint {step} in {str(self._root)!r} cannot be read now "
+                        f"({type(error).__name__}: {reason}). That says nothing of its "
+                        "content, and all are left where they are: look at the "
+                        "permissions, the disk and the network, then make the same "
+                        "call again"
+                    ) from error
+                time.sleep(seconds)
+        raise AssertionError("unreachable")
+
     def _read(self, step: int, abstract: TrainState) -> Restored:
         path, args = self._root / str(step), ocp.args
         with distributed.together(f"read checkpoint {step}"), _reader() as reader:
@@ -209,6 +287,8 @@ class Checkpoints:
                 path, args.Composite(data=args.JsonRestore(), meta=args.JsonRestore())
             )
             meta = parts["meta"]
+            if meta.get("checksum") not in (None, _checksum(meta, parts["data"])):
+                raise ValueError("its data and meta do not match their checksum")
             self._suits(step, meta, abstract)
             state = reader.restore(
                 path, args.Composite(state=args.StandardRestore(abstract))
@@ -222,7 +302,10 @@ class Checkpoints:
         where = f"checkpoint {step} in {str(self._root)!r}"
         lacks = [name for name in _META if name not in meta]
         if lacks:
-            wrote = versions.another(meta) or "another library or version"
+            wrote = versions.another(meta)
+            if not wrote and len(lacks) < len(_META):
+                raise ValueError(f"it says nothing of its {' and '.join(lacks)}")
+            wrote = wrote or "another library or version"
             raise _Mismatch(
                 f"{where} was written by {wrote}: it says nothing of its "
                 f"{' and '.join(lacks)}. It is left as it is; continue with what wrote "
@@ -238,7 +321,8 @@ class Checkpoints:
 
     def _set_aside(self, path: epath.Path, what: str) -> None:
         self._aside.mkdir(exist_ok=True)
-        count = len(list(self._aside.iterdir()))
+        taken = {p.name.split("-")[0] for p in self._aside.iterdir()}
+        count = next(n for n in itertools.count() if f"{n:03d}" not in taken)
         target = self._aside / f"{count:03d}-{path.name}"
         path.rename(target)
         warnings.warn(
@@ -301,10 +385,11 @@ def _preservation(config: CheckpointConfig) -> Any:
     keep: list[Any] = [policy.LatestN(config.keep)]
     if config.best is not None:
         name = config.best
+        worst = math.inf if config.best_mode == "min" else -math.inf
         keep = [
             policy.LatestN(1),
             policy.BestN(
-                get_metric_fn=lambda metrics: metrics[name],
+                get_metric_fn=lambda metrics: _or_worst(metrics[name], worst),
                 reverse=config.best_mode == "min",
                 n=config.keep,
                 keep_checkpoints_without_metrics=False,
@@ -313,6 +398,11 @@ def _preservation(config: CheckpointConfig) -> Any:
     if config.keep_period is not None:
         keep.append(policy.EveryNSteps(config.keep_period))
     return policy.AnyPreservationPolicy(keep)
+
+
+def _or_worst(value: float, worst: float) -> float:
+    """A metric as it is compared: one that is no number is never the best."""
+    return worst if math.isnan(value) else value
 
 
 def _packed(data: Any) -> Any:

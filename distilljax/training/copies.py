@@ -14,7 +14,6 @@ and its gradient scattered in every layer, since no device has room for all of i
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,18 +28,23 @@ Array = jax.Array
 Trees = Mapping[str, Any]
 
 
-def parts(setup: Setup) -> int:
-    """Rows of parameters; 1 where there is nothing to be summed over devices."""
+def parts(setup: Setup, role: str) -> int:
+    """Rows of a role's parameters; 1 stands for the parameters themselves.
+
+    There is one where nothing is summed over devices, and for a role with dropout: its
+    masks are drawn for the whole batch, so that they do not depend on the devices.
+    """
     mesh = setup.mesh
     if mesh is None or AxisType.Explicit in mesh.axis_types:
         return 1
-    return mesh.shape[PARTS]
+    return 1 if role in setup.with_dropout else mesh.shape[PARTS]
 
 
 def _rows(setup: Setup, role: str, tree: Any) -> Any:
     """Arrays ``[parts, ...]`` with a row on the devices of its part."""
     assert setup.mesh is not None
-    places = setup.shardings(role, jax.tree.map(lambda x: x[0], tree))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree)
+    places = setup.shardings(role, shapes)
     return jax.tree.map(
         lambda x, place: jax.lax.with_sharding_constraint(
             x, NamedSharding(place.mesh, PartitionSpec(PARTS, *place.spec))
@@ -51,23 +55,27 @@ def _rows(setup: Setup, role: str, tree: Any) -> Any:
 
 
 def _filled(setup: Setup, role: str, tree: Any) -> Any:
-    count = parts(setup)
+    count = parts(setup, role)
+    if count == 1:
+        return tree
     wide = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (count, *x.shape)), tree)
     return _rows(setup, role, wide)
 
 
 def spread(setup: Setup, params: Trees) -> dict[str, Any]:
     """A row of every parameter for every part; the parameters where there is one."""
-    if parts(setup) == 1:
-        return dict(params)
     return {role: _filled(setup, role, tree) for role, tree in params.items()}
 
 
 def summed(setup: Setup, grads: Trees) -> dict[str, Any]:
     """Gradients where the parameters are, out of those with respect to the rows."""
-    if parts(setup) > 1:
-        grads = jax.tree.map(lambda g: jnp.sum(g, axis=0), dict(grads))
-    return {role: setup.placed(role, tree) for role, tree in grads.items()}
+
+    def one(role: str, tree: Any) -> Any:
+        if parts(setup, role) > 1:
+            tree = jax.tree.map(lambda g: jnp.sum(g, axis=0), tree)
+        return setup.placed(role, tree)
+
+    return {role: one(role, tree) for role, tree in grads.items()}
 
 
 def zeros(setup: Setup, rows: Trees) -> dict[str, Any]:
@@ -76,9 +84,13 @@ def zeros(setup: Setup, rows: Trees) -> dict[str, Any]:
     def one(x: Array) -> Array:
         return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
 
-    made = {role: jax.tree.map(one, tree) for role, tree in rows.items()}
-    place = setup.placed if parts(setup) == 1 else functools.partial(_rows, setup)
-    return {role: place(role, tree) for role, tree in made.items()}
+    def placed(role: str, tree: Any) -> Any:
+        made = jax.tree.map(one, tree)
+        if parts(setup, role) > 1:
+            return _rows(setup, role, made)
+        return setup.placed(role, made)
+
+    return {role: placed(role, tree) for role, tree in rows.items()}
 
 
 def whole(setup: Setup, params: Trees, rows: Trees) -> dict[str, Any]:
@@ -86,13 +98,13 @@ def whole(setup: Setup, params: Trees, rows: Trees) -> dict[str, Any]:
 
     For uses that are no application of a network to a batch.
     """
-    if parts(setup) == 1:
-        return dict(rows)
     return {role: _whole(setup, role, params[role], rows[role]) for role in rows}
 
 
 def _whole(setup: Setup, role: str, params: Any, rows: Any) -> Any:
-    count = parts(setup)
+    count = parts(setup, role)
+    if count == 1:
+        return rows
 
     @jax.custom_vjp
     def one(rows):
@@ -106,7 +118,7 @@ def _whole(setup: Setup, role: str, params: Any, rows: Any) -> Any:
 
 
 def derived(setup: Setup, trees: Trees, rows: Trees, step: Array) -> dict[str, Any]:
-    """Rows of all roles that have some: those given, and those derived from them.
+    """Rows by role, of those that have several and those derived from them.
 
     Args:
       setup: what the programs share.
@@ -114,11 +126,10 @@ def derived(setup: Setup, trees: Trees, rows: Trees, step: Array) -> dict[str, A
       rows: by trained role.
       step: the cycle.
     """
-    if not rows or parts(setup) == 1:
-        return {}
-    out = dict(rows)
+    out = {role: tree for role, tree in rows.items() if parts(setup, role) > 1}
     for name, role in setup.method.roles.items():
-        if role.derive is not None:
+        reads = set(getattr(role.derive, "reads", out)) & set(out)
+        if reads and role.derive is not None and parts(setup, name) > 1:
             others = {k: v for k, v in trees.items() if k not in out}
 
             def derive(own, others=others, role=role):

@@ -85,7 +85,7 @@ def _cost(eqn: Any, used: list[bool], trips: float | None) -> float:
     if name == "cond":
         return max(_count(_open(b), used, trips) for b in params["branches"])
     # What every part of a batch does by itself is written down once, see `by_parts`.
-    by_hand = params["manual_axes"] if name == "shard_map" else ()
+    by_hand = params["newly_manual_axes"] if name == "shard_map" else ()
     times = math.prod(params["mesh"].shape[axis] for axis in by_hand)
     return times * sum(
         _count(inner, used if len(used) == len(inner.outvars) else _all(inner), trips)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from distilljax.training.roles import Setup
@@ -43,7 +45,17 @@ class View:
           ema: take evaluation EMAs where the config keeps them.
         """
         params = {**self.state.params, **(self.state.ema if ema else {})}
-        return all_params(self.setup, params, self.frozen, self.state.step)[role]
+        if self.setup.method.roles[role].derive is None:
+            return {**self.frozen, **params}[role]
+        return _deriving(self.setup, role)(params, dict(self.frozen), self.state.step)
+
+
+@functools.lru_cache(maxsize=8)
+def _deriving(setup: Setup, role: str) -> Callable[..., Params]:
+    """One program for the parameters of a derived role."""
+    return jax.jit(
+        lambda params, frozen, step: all_params(setup, params, frozen, step)[role]
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

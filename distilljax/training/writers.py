@@ -13,6 +13,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -113,7 +114,7 @@ class JsonLines:
 
     def __init__(self, path: epath.Path, step: int = 0):
         """Opens the file for a run that continues after cycle ``step``."""
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _lines(path) if _step(line) <= step]
         self._file = Appender(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -140,7 +141,7 @@ class Csv:
         """Opens the file for a run that continues after cycle ``step``."""
         self._path = path
         self._columns, rows = _table(path)
-        self._rewrite([row for row in rows if int(row["step"]) <= step])
+        self._rewrite([row for row in rows if float(row["step"]) <= step])
 
     def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
         lines = map(self._line, [_header(self._columns), *rows])
@@ -176,13 +177,43 @@ def _header(columns: Sequence[str]) -> dict[str, str]:
 
 
 def _table(path: epath.Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and whole rows of a table; a row torn by a kill is left out."""
-    text = path.read_text() if path.exists() else ""
+    """Columns and whole rows of a table; a row torn by a kill is left out.
+
+    So is a damaged one, with a warning; a table without its header is begun again.
+    """
+    text = _text(path)
     lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
     if not lines:
         return ["step"], []
     columns, *rows = lines
-    return columns, [dict(zip(columns, row)) for row in rows]
+    if columns[:1] != ["step"]:
+        _damaged(path, len(lines))
+        return ["step"], []
+    whole = [row for row in rows if len(row) <= len(columns) and _numeric(row)]
+    if len(whole) < len(rows):
+        _damaged(path, len(rows) - len(whole))
+    return columns, [dict(zip(columns, row)) for row in whole]
+
+
+def _text(path: epath.Path) -> str:
+    """Content of a file; bytes that are no text stand for damage."""
+    return path.read_bytes().decode(errors="replace") if path.exists() else ""
+
+
+def _numeric(row: Sequence[str]) -> bool:
+    """Whether the cells of a row are numbers, and the first a step."""
+    try:
+        return [float(cell) for cell in row if cell] != [] and row[0].isdigit()
+    except ValueError:
+        return False
+
+
+def _damaged(path: epath.Path, count: int) -> None:
+    warnings.warn(
+        f"{str(path)!r} is damaged: {count} records in it are no records and were "
+        "left out; checkpoints and the other records are as they were",
+        stacklevel=3,
+    )
 
 
 def _cell(value: float) -> str:
@@ -197,17 +228,24 @@ def _number(value: float) -> float | int | None:
 
 
 def _lines(path: epath.Path) -> list[str]:
-    if not path.exists():
-        return []
-    whole = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-        if line.endswith("\n"):
-            whole.append(line)
+    """Whole records; a torn last one is left out, and damaged ones with a warning."""
+    lines = [line for line in _text(path).splitlines(keepends=True) if line.strip()]
+    lines = lines[:-1] if lines and not lines[-1].endswith("\n") else lines
+    whole = [line for line in lines if _step(line) >= 0]
+    if len(whole) < len(lines):
+        _damaged(path, len(lines) - len(whole))
     return whole
+
+
+def _step(line: str) -> int:
+    """The step of a record, -1 for what is none."""
+    if "\N{REPLACEMENT CHARACTER}" in line:
+        return -1
+    try:
+        step = json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return -1
+    return step if isinstance(step, int) and not isinstance(step, bool) else -1
 
 
 def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:

@@ -84,7 +84,8 @@ def program(name, net, mesh, axes="auto"):
     )  # fmt: skip
     cycle = build_cycle(setup, setup.method.phases)
     data = cases.batch(batches(setup.method.phases), size, shape=shape)
-    return cycle, state, frozen, place(setup, jax.device_get(data))
+    data = place(setup, jax.device_get(data))
+    return cycle, state, frozen, data, gradient_bytes(setup, state)
 
 
 def measured(compiled):
@@ -120,7 +121,7 @@ def count(event, seconds, **about):
 
 @functools.lru_cache(1)
 def alone(name, net):
-    cycle, state, frozen, data = program(name, net, {"data": 1})
+    cycle, state, frozen, data, _ = program(name, net, {"data": 1})
     weights = held((state.params, state.opt, state.ema))
     compiled = cycle.lower(state, frozen, data).compile()
     state, metrics = compiled(state, frozen, data)
@@ -136,12 +137,25 @@ def layer(tree):
     return max(sizes.values())
 
 
+def gradient_bytes(setup, state):
+    """Bytes of the gradients of a cycle's updates, those of a repeated phase once.
+
+    A phase that merges sees the gradient of every term.
+    """
+    return sum(
+        leaf.nbytes * (1 if phase.merge is None else len(phase.terms))
+        for phase in setup.method.phases
+        for role in phase.trains
+        for leaf in jax.tree.leaves(state.params[role])
+    )
+
+
 def compared(name, net, mesh, kind="auto"):
     began = time.perf_counter()
     wanted, weights, (one, logs) = alone(name, net)
     if kind in FAULTS:
         FAULTS[kind]()
-    cycle, state, frozen, data = program(name, net, mesh, kind)
+    cycle, state, frozen, data, ideal = program(name, net, mesh, kind)
     largest = max(layer(tree) for tree in [*state.params.values(), *frozen.values()])
     share = held((state.params, state.opt, state.ema)) / weights
     compiled = cycle.lower(state, frozen, data).compile()
@@ -168,6 +182,7 @@ def compared(name, net, mesh, kind="auto"):
         "recompiled": again,
         "host": host_transfers(compiled),
         "layer": largest,
+        "reduced": sum(c.bytes for c in moved if c.kind == "all-reduce") / ideal,
         "collectives": [[c.kind, c.shapes, c.bytes, c.looped] for c in moved],
         "seconds": time.perf_counter() - began,
     }

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
+from distilljax.binding import Bound, Nets, Network
 from distilljax.composition import compose
+from distilljax.context import Context
 from distilljax.draws import Jump, Rollout
 from distilljax.method import Phase, Term
 from distilljax.methods import (
@@ -285,6 +287,43 @@ def test_sana_sprint_weighs_its_consistency_in_units_of_the_network():
     method = sana_sprint(path=paths.trigflow(0.5), guidance=1.0)
     terms = {term.name: term.weight for term in method.phases[-1].terms}
     assert terms == {"tangent": 4.0, "fool": 0.5}
+
+
+def test_at_image_size_the_learned_weight_levels_the_consistency_of_sana_sprint():
+    """At its optimum ``log(2 D sigma_d tan t)``, 9 to 13 here, the loss is 1."""
+    shape, path = (32, 32, 32), paths.trigflow(0.5)
+    size = 32**3
+
+    def field(gain):
+        def apply(params, x, t, cond=None, s=None, **options):
+            return jnp.sin(gain * x) * jnp.cos(t)[:, None, None, None]
+
+        return Network("field", apply, lambda key: {}, path, "F")
+
+    def optimum(params, t):
+        return jnp.log(2.0 * size * path.sigma_d * jnp.tan(t))
+
+    weight = Network("weight", None, lambda key: {}, functions={"log_weight": optimum})
+    nets = {"student": field(1.0), "teacher": field(2.0), "log_weight": weight}
+    method = sana_sprint(
+        adversarial_weight=0, warmup=0, law=Uniform(0.1, 0.9), path=path
+    )
+    (term,) = method.phases[0].terms
+    zero = jnp.asarray(0)
+    ctx = Context(
+        nets=Nets({name: Bound(name, net, {}) for name, net in nets.items()}),
+        data={"x0": 0.5 * exact.normal(0, 4, *shape)},
+        step=zero,
+        repeat=zero,
+        memory={},
+        root=jax.random.key(0),
+        batch_size=4,
+        sample_shape=shape,
+    ).of("tangent")
+    t = ctx.of("tangent").times("t", Uniform(0.1, 0.9), path)
+    value = jax.jit(lambda: term.loss(ctx.of("tangent")).values)()
+    np.testing.assert_allclose(value + optimum({}, t), 1.0, atol=0.02)
+    assert term.weight == 4.0
 
 
 def test_misaligned_data_is_the_data_of_a_neighbour_under_noise_of_its_own():

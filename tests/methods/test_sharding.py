@@ -97,6 +97,8 @@ def work_is_shared(row):
         faults.append("more than a layer gathered at once")
     if net == "dit" and mesh == {"fsdp": 8} and row["held"] > 1.0 / 6.0:
         faults.append("parameters not split")
+    if mesh == DATA and axes == "auto" and row["reduced"] > 1.05:
+        faults.append(f"gradients summed over devices {row['reduced']} times")
     kinds = {kind for kind, *_ in row["collectives"]}
     if mesh == DATA and axes == "auto" and row["case"][0] not in MOVING:
         faults += sorted(kinds - {"all-reduce"})

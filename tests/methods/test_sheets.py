@@ -147,12 +147,16 @@ def test_a_normalised_tangent_is_shorter_than_one():
 def test_the_learned_weight_has_no_cap():
     method = scm(warmup=0.5, prior=False)
     plain = play(scm(warmup=0.5, **PLAIN)).values()["tangent"]
-    for w in (8.7, -8.7):
-        rows = jnp.zeros(2 * len(toy.FREQUENCIES) + 1).at[-1].set(w)
+    for size in (8.7, -8.7):
+        # The last feature is the time.
+        rows = jnp.zeros(2 * len(toy.FREQUENCIES) + 1).at[-1].set(size)
         found = play(method, given={"log_weight": {"w": rows}})
-        exact.allclose(found.values()["tangent"], np.exp(w) * plain - w, 1e-6)
+        t = found.context().of("tangent").times("t", LogNormal(-1.0, 1.4), TRIG)
+        w = size * t
+        assert float(jnp.abs(w).max()) > 8.0
+        exact.allclose(found.values()["tangent"], jnp.exp(w) * plain - w, 1e-6)
         slope = found.gradients()["log_weight"]["w"][-1]
-        exact.allclose(slope, jnp.mean(np.exp(w) * plain - 1.0), 1e-6)
+        exact.allclose(slope, jnp.mean(t * (jnp.exp(w) * plain - 1.0)), 1e-5)
 
 
 def test_the_prior_can_be_one_over_sigma_of_another_path():

@@ -16,6 +16,7 @@ from distilljax.methods.trajectory_consistency import (
     _hops,
     _uniform_index,
 )
+from distilljax.methods.weights import inverse_gap
 from distilljax.solvers import Euler
 from distilljax.times import EvenGrid, LogNormal, Point, Ramp, Switch
 from tests import exact, toy
@@ -45,7 +46,6 @@ def test_ctm_rests_on_the_exact_map(path):
         method = ctm(segments=5, solver=solver, path=path, **EVEN)
         return float(play(method, student=student, **nets).values()["agree"].max())
 
-    # Squares of the rounding of times, which are float32 numbers.
     assert largest(ExactStep()) < 1e-14
     assert largest(Euler()) > 1e-8
     wrong = oracles.network(oracles.Gaussian(0.0, 1.0), path, two_time=True)
@@ -58,8 +58,6 @@ def test_ctm_on_one_segment_regresses_the_end_of_the_teacher():
     noise = found.context().of("ends").normal("eps")
     one = jnp.ones(16)
     end = noise - bound(found, "teacher").apply(noise, one, cond)
-    # The student sees the times of the grid, which are float32 numbers.
-    one = one.astype(jnp.float32)
     made = noise - bound(found, "student").apply(noise, one, cond, 0.0 * one)
     exact.allclose(found.values()["agree"], half_mean_square(made - end), 1e-10)
 
@@ -88,12 +86,48 @@ def test_the_two_ends_of_ctm():
         return jnp.mean(half_mean_square(outer(f(x_t, t, s), s, 0.0) - target))
 
     value, grads = jax.value_and_grad(loss)(student.params)
-    # Times of the grid are float32 numbers.
     exact.allclose(jnp.mean(found.values()["agree"]), value, 1e-5)
     for a, b in zip(
         jax.tree.leaves(found.gradients()["student"]), jax.tree.leaves(grads)
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_both_ends_of_ctm_are_mapped_to_the_last_time_of_the_grid():
+    path = paths.edm()
+    net = toy.mlp(path=path, prediction="x0", second_time=True, num_classes=3)
+    found = play(ctm(segments=4), backbone=net)
+    ends, cond = found.context().data["ends"], found.data["cond"]
+    t, s = ends["t"], ends["s"]
+    assert float(s.min()) == pytest.approx(path.boundary)
+    x_t = path.noise(found.data["x0"], found.context().of("ends").normal("eps"), t)
+    f, outer = (
+        bound(found, role).flow_map(cond, path=path) for role in ("student", "target")
+    )
+    wanted = outer(f(x_t, t, s), s, jnp.full_like(s, path.boundary))
+    exact.allclose(ends["estimate"], wanted, 1e-6)
+
+
+def test_the_steps_of_the_teacher_have_a_largest_number():
+    one, all_, plain = (
+        play(ctm(segments=6, **more, **EVEN)).values()["agree"]
+        for more in ({"most_hops": 1}, {"most_hops": 6}, {})
+    )
+    np.testing.assert_array_equal(all_, plain)
+    # A target one step on is nearer to the student's own end.
+    assert float(jnp.mean(one)) < float(jnp.mean(plain))
+    with pytest.raises(ValueError, match=r"most_hops must lie in 1 \.\. segments = 6"):
+        ctm(segments=6, most_hops=7)
+
+
+def test_the_distance_of_ctm_has_a_weight_of_both_levels():
+    found = play(ctm(segments=3, **EVEN))
+    ends = found.context().data["ends"]
+    weighted = play(ctm(segments=3, weight=inverse_gap, **EVEN))
+    t, s = (ends[n] / (1.0 - ends[n] + 1e-8) for n in ("t", "s"))
+    inner = np.asarray(ends["t"] < 1.0)
+    ratio = weighted.values()["agree"] / found.values()["agree"]
+    exact.allclose(ratio[inner], (1.0 / (t - s))[inner], 1e-5)
 
 
 def test_the_denoising_term_of_ctm_has_the_weight_of_edm():

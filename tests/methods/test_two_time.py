@@ -1,12 +1,11 @@
-"""Shortcut models and Align Your Flow: formulas, points of rest and reductions."""
+"""Align Your Flow: formulas, points of rest and reductions."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from distilljax import oracles, paths
-from distilljax.methods import ayf_emd, ayf_lmd, shortcut
+from distilljax.methods import ayf_emd, ayf_lmd
 from distilljax.times import Pair
 from tests import exact
 from tests.methods import cases
@@ -25,96 +24,8 @@ def bound(found, role):
     return found.context().nets[role]
 
 
-def tree(found, levels, share):
-    """What `shortcut` draws: ``(level, t, length, x_t, noise - x0)``."""
-    ctx = found.context().of("halve")
-    level = ctx.integers("level", levels)
-    level = jnp.where(ctx.uniform("share") < share, level, levels)
-    h = 2.0**-level
-    t = 1.0 - h * jnp.floor(ctx.uniform("place") / h)
-    x0, eps = found.data["x0"], ctx.normal("eps")
-    return level, t, h, LINEAR.noise(x0, eps, t), eps - x0
-
-
 def half_mean_square(x):
     return 0.5 * jnp.mean(x**2, -1)
-
-
-def test_shortcut_without_jumps_is_flow_matching():
-    found = play(shortcut(share=0.0, teacher=False))
-    _, t, _, x_t, v = tree(found, 7, 0.0)
-    u = bound(found, "student").apply(x_t, t, found.data["cond"], t)
-    exact.allclose(found.values()["halve"], half_mean_square(u - v))
-
-
-@pytest.mark.parametrize("teacher", [True, False])
-def test_a_shortcut_is_the_mean_of_its_halves(teacher):
-    levels, share = 3, 0.7
-    found = play(shortcut(levels=levels, share=share, teacher=teacher), batch_size=64)
-    level, t, h, x_t, v = tree(found, levels, share)
-    cond = found.data["cond"]
-    if teacher:
-        # Times of a grid are float32 numbers.
-        v = bound(found, "teacher").apply(x_t, t.astype(jnp.float32), cond)
-    net = bound(found, "target")
-    half, wide = 0.5 * h, 0.5 * h[:, None]
-    # The smallest halves are velocities.
-    told = jnp.where(level == levels - 1, 0.0, half)
-    first = net.apply(x_t, t, cond, t - told)
-    middle = t - half
-    second = net.apply(x_t - wide * first, middle, cond, middle - told)
-    still = level == levels
-    u = bound(found, "student").apply(x_t, t, cond, jnp.where(still, t, t - h))
-    target = jnp.where(still[:, None], v, 0.5 * (first + second))
-    exact.allclose(found.values()["halve"], half_mean_square(u - target), 1e-10)
-    assert {int(n) for n in level} == {0, 1, 2, 3}
-
-
-def test_shortcut_rests_on_the_exact_map_but_for_the_smallest_halves():
-    oracle, levels = exact.gaussian(), 4
-    jumper = oracles.network(oracle, LINEAR, two_time=True)
-    nets = {
-        "student": jumper,
-        "target": jumper,
-        "teacher": oracles.network(oracle, LINEAR),
-    }
-    found = play(shortcut(levels=levels, share=0.7), batch_size=64, **nets)
-    level = tree(found, levels, 0.7)[0]
-    values = found.values()["halve"]
-    assert float(values[level != levels - 1].max()) < 1e-20
-    assert float(values[level == levels - 1].min()) > 1e-10
-    wrong = oracles.network(oracles.Gaussian(0.0, 1.0), LINEAR, two_time=True)
-    off = play(
-        shortcut(levels=levels, share=0.7), batch_size=64, **{**nets, "student": wrong}
-    )
-    assert float(off.values()["halve"][level != levels - 1].min()) > 1e-6
-
-
-def test_shortcut_without_a_teacher_guides_the_smallest_halves_alone():
-    def run(levels, guidance):
-        return play(
-            shortcut(levels=levels, share=1.0, teacher=False, guidance=guidance),
-            batch_size=64,
-        )
-
-    found = run(1, 3.0)
-    _, t, _, x_t, _ = tree(found, 1, 1.0)
-    cond, net = found.data["cond"], bound(found, "target")
-    null = jnp.full_like(cond, cases.CLASSES)
-
-    def guided(x, t):
-        without = net.apply(x, t, null, t)
-        return without + 3.0 * (net.apply(x, t, cond, t) - without)
-
-    first = guided(x_t, t)
-    second = guided(x_t - 0.5 * first, t - 0.5)
-    u = bound(found, "student").apply(x_t, t, cond, t - 1.0)
-    wanted = half_mean_square(u - 0.5 * (first + second))
-    exact.allclose(found.values()["halve"], wanted, 1e-10)
-    plain, strong = (run(3, w).values()["halve"] for w in (1.0, 3.0))
-    longer = tree(run(3, 3.0), 3, 1.0)[0] < 2
-    exact.allclose(strong[longer], plain[longer])
-    assert not np.any(np.isclose(strong[~longer], plain[~longer], rtol=1e-6))
 
 
 def drawn(found, name, law):

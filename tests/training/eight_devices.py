@@ -7,7 +7,7 @@ import tempfile
 import jax
 import numpy as np
 
-from distilljax.method import batches
+from distilljax.method import Method, Phase, Role, Term, batches, check
 from distilljax.training import (
     build_cycle,
     create_frozen,
@@ -16,6 +16,7 @@ from distilljax.training import (
     run_mesh,
     train,
 )
+from distilljax.training.collectives import collectives
 from distilljax.training.config import TrainConfig
 from distilljax.training.feed import place
 from tests.training import small
@@ -30,7 +31,29 @@ def far(a, b) -> float:
     return max(float(np.max(np.abs(np.asarray(x) - np.asarray(y)))) for x, y in pairs)
 
 
-def program(method, devices, **roles):
+def summed(method, **roles):
+    """All-reduces of a cycle on 8 devices: bytes outside and inside loops."""
+    setup, arguments = built(method, 8, **roles)
+    compiled = build_cycle(setup, method.phases).lower(*arguments).compile()
+    found = [c for c in collectives(compiled) if c.kind == "all-reduce"]
+    params = arguments[0].params["student"]
+    return {
+        "once": sum(c.bytes for c in found if not c.looped),
+        "looped": sum(c.bytes for c in found if c.looped),
+        "gradient": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+    }
+
+
+def several(count):
+    """A student that is applied several times in an update."""
+    terms = tuple(
+        Term(f"fit_{i}", small.velocity_error("student")) for i in range(count)
+    )
+    phase = Phase("student", ("student",), terms)
+    return check(Method("several", {"student": Role(init="random")}, (phase,)))
+
+
+def built(method, devices, **roles):
     config = TrainConfig.of(
         {"batch_size": SIZE, "cycles": 9, "mesh": {"data": devices}, **roles}
     )
@@ -39,7 +62,11 @@ def program(method, devices, **roles):
     state, frozen = create_state(setup, given), create_frozen(setup, given)
     stacked = setup.stacked
     batch = next(small.Stream(batches(method.phases), stacked, SIZE // stacked))
-    batch = place(setup, batch)
+    return setup, (state, frozen, place(setup, batch))
+
+
+def program(method, devices, **roles):
+    setup, (state, frozen, batch) = built(method, devices, **roles)
     cycle = build_cycle(setup, method.phases).lower(state, frozen, batch).compile()
     flops = cycle.cost_analysis()["flops"]
     for _ in range(2):
@@ -82,5 +109,10 @@ if __name__ == "__main__":
         "data_free": compare(small.critic_and_student(2)),
         "accumulated": compare(small.critic_and_student(2), **accumulate),
         "resumed": resumed(),
+        "summed": [
+            summed(several(1)),
+            summed(several(3)),
+            summed(several(1), student={"accumulate": 4}),
+        ],
     }
     json.dump(results, sys.stdout)

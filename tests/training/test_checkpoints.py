@@ -1,9 +1,12 @@
 import json
+import math
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from distilljax import __version__
 from distilljax.training import Hooks, create_state, make_setup, train
 from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.config import CheckpointConfig, TrainConfig
@@ -19,7 +22,7 @@ SETUP = make_setup(
     TrainConfig.of({"batch_size": 8, "student": {"ema": 0.9}}),
     (2,),
 )
-META = {"frozen": 7, "seconds": 1.5}
+META = {"frozen": 7, "seconds": 1.5, "version": __version__}
 
 
 def saved(folder, steps=(1, 2, 3), **config):
@@ -162,3 +165,82 @@ def test_fingerprint_sees_every_leaf():
         )
         marks.add(fingerprint(tree))
     assert len(marks) == len(leaves)
+
+
+@pytest.mark.parametrize(
+    ("item", "old", "new"),
+    [
+        ("meta", "float32[", "float36["),
+        ("meta", '"frozen": 7', '"frozen": 3'),
+        ("meta", '"fingerprint"', '"fingerprinu"'),
+        ("meta", '"checksum"', '"checksul"'),
+        ("data", '"next": 3', '"next": 7'),
+        ("data", '"state"', '"stape"'),
+    ],
+)
+def test_one_changed_bit_beside_the_arrays_is_damage(tmp_path, item, old, new):
+    saved(tmp_path)
+    path = tmp_path / "checkpoints" / "3" / item / "metadata"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.warns(UserWarning, match=r"checkpoints/3' is damaged"):
+        found = restored(tmp_path)
+    assert (found.step, found.data["next"]) == (2, 2)
+
+
+def test_what_cannot_be_read_now_is_no_damage(tmp_path, monkeypatch):
+    """A stale handle is tried again; one that stays is an error that moves nothing."""
+    saved(tmp_path)
+    read, calls = Checkpoints._read, []
+
+    def broken(self, step, abstract):
+        calls.append(step)
+        if len(calls) <= failures:
+            raise OSError(116, "Stale file handle")
+        return read(self, step, abstract)
+
+    monkeypatch.setattr(Checkpoints, "_read", broken)
+    monkeypatch.setattr("distilljax.training.checkpoints._AGAIN", (0.0, 0.0))
+    failures = 1
+    assert restored(tmp_path).step == 3
+    assert calls == [3, 3]
+    failures = 99
+    with pytest.raises(OSError, match="cannot be read now .*permissions"):
+        restored(tmp_path)
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_copies_that_a_user_made_are_left_alone(tmp_path):
+    saved(tmp_path)
+    root = tmp_path / "checkpoints"
+    shutil.copytree(root / "3", root / "3.good")
+    (root / "2.tar.gz").write_bytes(b"a copy")
+    assert restored(tmp_path).step == 3
+    assert {"3.good", "2.tar.gz"} <= {p.name for p in root.iterdir()}
+
+
+def test_names_of_what_is_set_aside_do_not_collide(tmp_path):
+    saved(tmp_path)
+    for name in ("001-3", "note.txt"):
+        (tmp_path / "damaged" / name).mkdir(parents=True)
+    damage(tmp_path / "checkpoints" / "3", "cut")
+    damage(tmp_path / "checkpoints" / "2", "cut")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert restored(tmp_path).step == 1
+    found = sorted(p.name for p in (tmp_path / "damaged").iterdir())
+    assert found == ["000-3", "001-3", "002-2", "note.txt"]
+
+
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path):
+    policy = {"every": 1, "keep": 1, "best": "score"}
+    for mode, scores in (("min", [3.0, 1.0, math.nan, 2.0]), ("max", [1.0, 3.0, 2.0])):
+        found = iter([*scores, math.nan])
+        config = {**CONFIG, "cycles": len(scores) + 1, "evaluate_every": 1}
+        train(
+            small.regression(), NETWORKS, None, source(),
+            {**config, "checkpoint": {**policy, "best_mode": mode}}, tmp_path / mode,
+            hooks=Hooks(evaluate=lambda view, found=found: {"score": next(found)}),
+            progress=False,
+        )  # fmt: skip
+        assert kept(tmp_path / mode) == [2, len(scores) + 1]

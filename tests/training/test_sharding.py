@@ -35,6 +35,14 @@ def test_eight_devices_share_the_work_and_agree(results, name):
     assert found["flops"] <= 0.2
 
 
+def test_gradients_are_summed_over_devices_once_an_update(results):
+    """Whether a network is applied once, three times, or to four microbatches."""
+    for found in results["summed"]:
+        # Beside the gradient there are the values of the terms.
+        assert 0 <= found["once"] + found["looped"] - found["gradient"] <= 64
+    assert results["summed"][2]["looped"] <= 64
+
+
 def test_a_run_on_eight_devices_resumes_exactly(results):
     assert results["resumed"] == 0.0
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import numpy as np
+import pytest
 
 from distilljax.training import read_metrics
 from distilljax.training.writers import Csv, JsonLines, Progress, open_writers
@@ -100,3 +101,33 @@ def test_progress_lines(capsys):
     assert "grad_norm" not in line
     Progress("run", 4, 0, show=False).note(4, {"student/loss": 1.0})
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "steps"),
+    [
+        ("metrics.jsonl", b'"loss": 0.5', b'"l\xffss": 0.5', [1, 3]),
+        ("metrics.jsonl", b'{"step": 2', b'{"step": "2"', [1, 3]),
+        ("metrics.jsonl", b'{"step": 2', b'["step": 2', [1, 3]),
+        ("metrics.csv", b"2,0.5", b"2,0.\xff", [1, 3]),
+        ("metrics.csv", b"\n2,", b"\n#,", [1, 3]),
+        ("metrics.csv", b"step,", b"stdp,", []),
+    ],
+)
+def test_damaged_records_are_left_out_with_a_warning(tmp_path, name, old, new, steps):
+    path, kind = tmp_path / name, {"jsonl": JsonLines, "csv": Csv}[name.split(".")[1]]
+    writer = kind(path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1.0 / step})
+    writer.close()
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    with pytest.warns(UserWarning, match=f"{name}' is damaged"):
+        writer = kind(path, 3)
+    writer.write(4, {"loss": 0.25})
+    writer.close()
+    if kind is JsonLines:
+        assert read_metrics(path)["loss"][0] == [*steps, 4]
+    else:
+        assert [int(row["step"]) for row in table(path)] == [*steps, 4]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from distilljax import methods, paths, times
+from distilljax import methods, paths
 from distilljax.methods import weights
+from distilljax.methods.halving import jump_levels
 from distilljax.paths import Path
 from distilljax.times import KarrasPoints, Minimum, Ramp
 from tests.parity.vectors import Run, Vector, law_path
@@ -38,7 +39,7 @@ def mean_flow(v: Vector) -> dict[str, Run]:
 
 
 def mean_flow_laws(v: Vector) -> dict[str, Any]:
-    law = times.Pair()
+    law = inspect.signature(methods.mean_flow).parameters["law"].default
     path = law_path(v.meta["laws"]["t"])
     t, s = law(jax.random.key(0), (100_000,), path)
     return {"t": np.asarray(t), "s_off": np.asarray(s[s < t])}
@@ -46,18 +47,25 @@ def mean_flow_laws(v: Vector) -> dict[str, Any]:
 
 def shortcut(v: Vector) -> dict[str, Run]:
     levels = v.options["levels"]
+    level = np.asarray(v.given("level"))
+    share = float(np.mean(level < levels))
     method = methods.shortcut(
-        levels=levels, teacher=False, guidance=v.options["guidance"]
+        levels=levels,
+        share=share,
+        teacher=False,
+        guidance=v.options["guidance"],
+        target_decay=0.999 if v.options["ema_target"] else 0.0,
     )
-    level = v.given("level")
-    draws = {
-        "level": jnp.minimum(level, levels - 1),
-        "share": jnp.where(level < levels, 0.0, 1.0),
-        # Which of the equal jumps of a level it is, counted from the noise.
-        "place": 1.0 - v.given("t") + 0.25 / 2.0**level,
-        "eps": v.given("eps"),
-    }
-    return {"student": Run(method, draws, v.networks(), v.data)}
+    # The method says which rows have which level; the file's rows come in that order.
+    wanted = jump_levels(len(level), levels, share)
+    np.testing.assert_array_equal(np.sort(wanted), np.sort(level))
+    order = np.empty(len(level), int)
+    order[np.argsort(wanted, kind="stable")] = np.argsort(level, kind="stable")
+    data = jax.tree.map(lambda x: x[order], v.data)
+    # Which of the equal jumps of a level it is, counted from the noise.
+    place = 1.0 - v.given("t") + 0.25 / 2.0**level
+    draws = {"place": place[order], "eps": v.given("eps")[order]}
+    return {"student": Run(method, draws, v.networks(), data)}
 
 
 def ayf_emd(v: Vector) -> dict[str, Run]:
