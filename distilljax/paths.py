@@ -348,7 +348,7 @@ class Path:
         """``edm``, ``vp``, ``trigflow``, ``bridge`` or ``linear``.
 
         What the releases of a method draw, weigh and sample with differs by it, see
-        `times.ByPath`; a path of coefficients of one's own is ``other``.
+        `clocks.ByPath`; a path of coefficients of one's own is ``other``.
         """
         if self.bridges:
             return "bridge"

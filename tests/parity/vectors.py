@@ -111,38 +111,6 @@ FEATURES: dict[str, Callable[[Array, Array, Any, Array], Array]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """SD's noise schedule: ``alpha^2`` at ``t = (i + 1) / 1000`` is a running product.
-
-    ``log alpha^2`` is interpolated between the training times.
-    """
-
-    steps: int = 1000
-
-    def _logs(self) -> Array:
-        root = np.linspace(0.00085**0.5, 0.012**0.5, self.steps)
-        return jnp.asarray(np.concatenate([[0.0], np.cumsum(np.log1p(-(root**2)))]))
-
-    def _log_square(self, t: Array) -> Array:
-        return jnp.interp(t, jnp.linspace(0.0, 1.0, self.steps + 1), self._logs())
-
-    def alpha(self, t: Array) -> Array:
-        return jnp.exp(0.5 * self._log_square(t))
-
-    def beta(self, t: Array) -> Array:
-        return jnp.zeros_like(t)
-
-    def sigma(self, t: Array) -> Array:
-        return jnp.sqrt(-jnp.expm1(self._log_square(t)))
-
-    def time_of_angle(self, angle: Array) -> Array:
-        wanted = 2.0 * jnp.log(jnp.cos(angle))
-        return jnp.interp(
-            -wanted, -self._logs(), jnp.linspace(0.0, 1.0, self.steps + 1)
-        )
-
-
 def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
     """Path and kind of prediction of a kind of network."""
     kind, sigma_d = spec["kind"], spec.get("sigma_d", 1.0)
@@ -152,14 +120,12 @@ def path_of(spec: Mapping[str, Any]) -> tuple[paths.Path, str]:
         return paths.linear(sigma_d=sigma_d), "velocity"
     if kind == "vp-eps":
         return paths.vp(), "eps"
-    if kind == "sd-eps":
-        return paths.vp_scaled_linear(), "eps"
     if kind == "trigflow-F":
         return paths.trigflow(sigma_d=sigma_d), "F"
     if kind == "policy":
         return paths.linear(), "velocity"
     if kind == "sd-eps":
-        return paths.Path(Table(), t_min=1e-3, sigma_d=sigma_d), "eps"
+        return paths.vp_scaled_linear(sigma_d=sigma_d), "eps"
     if kind in ("cosine-v", "cosine-x0"):
         # Its log-SNR schedule is a clock on TrigFlow's circle.
         return paths.trigflow(sigma_d=sigma_d), kind.removeprefix("cosine-")
@@ -321,10 +287,12 @@ def index_draw(index: Any, low: Any, high: Any) -> Array:
     return (jnp.asarray(index) - low + 0.5) / (jnp.asarray(high) - low + 1)
 
 
+LAW_KINDS = {"linear": "linear-velocity", "vp": "vp-eps", "sd": "sd-eps"}
+
+
 def law_path(spec: Mapping[str, Any]) -> paths.Path:
     """Path of the network on which a law file wants its times."""
-    kind = {"linear": "linear-velocity"}.get(spec["network"], spec["network"])
-    return path_of({**spec, "kind": kind})[0]
+    return path_of({**spec, "kind": LAW_KINDS.get(spec["network"], spec["network"])})[0]
 
 
 def measured(t: Array, spec: Mapping[str, Any], path: paths.Path) -> np.ndarray:
@@ -350,10 +318,9 @@ def sampled(method: Method, draw: str, vector: Vector, count: int = 100_000) -> 
     """Times that a term asks for by a law, in the measure that a file names."""
     (spec,) = [s for s in vector.meta["laws"].values() if s["draw"] == draw]
     owner, wanted = draw.split("/")
-    path, prediction = path_of({**spec, "kind": spec["network"]})
-    network = Network("asking", None, lambda key: {}, path, prediction)
+    network = Network("asking", None, lambda key: {}, law_path(spec), "velocity")
     nets = Nets({role: Bound(role, network, {}) for role in method.roles})
-    data = {"x0": jnp.zeros((1, 2))}
+    data = dict.fromkeys(("x0", "x"), jnp.zeros((1, 2)))
     key = jax.random.key(0)
     context = _Asking(nets, data, 0, 0, {}, key, 1, (2,), owner=owner)
     (loss,) = [t.loss for p in method.phases for t in p.terms if t.name == owner]
@@ -437,51 +404,6 @@ def gradients(vector: Vector, run: Run) -> tuple[Array, dict[str, dict[str, Arra
     context = functools.partial(Given, table=run.draws)
     with mock.patch("distilljax.training.update.Context", context):
         return jax.jit(jax.value_and_grad(total))(trained)
-
-
-class _Found(Exception):
-    """Carries the law and the path out of the term that asked for them."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Asked(Context):
-    """A context that ends at one draw of times and says of which law it is."""
-
-    draw: str = ""
-
-    def times(self, name, law, path=None):
-        if f"{self.owner}/{name}" == self.draw:
-            raise _Found(law, self.nets["student"].path if path is None else path)
-        return super().times(name, law, path)
-
-    pair = times
-
-
-def law_of(
-    method: Method, networks: Mapping[str, Network], draw: str
-) -> tuple[Any, paths.Path]:
-    """Law and path of the times that a term draws, ``draw`` is ``TERM/NAME``."""
-    shape, batch = (2,), 2
-    setup = make_setup(method, networks, TrainConfig.of({"batch_size": batch}), shape)
-    owner = draw.split("/")[0]
-    state = SimpleNamespace(
-        step=jnp.asarray(0), key=jax.random.key(0), params=dict.fromkeys(method.roles)
-    )
-    for phase in method.phases_at(0):
-        terms = tuple(term for term in phase.terms if term.name == owner)
-        if not terms:
-            continue
-        update = Update(setup, phase._replace(terms=terms, draws={}), state, {}, {})
-        data = {name: jnp.zeros((batch, *shape)) for name in ("x0", "x")}
-        data["cond"] = jnp.zeros((batch,), int)
-        context = functools.partial(Asked, draw=draw)
-        trained = dict.fromkeys(phase.trains)
-        try:
-            with mock.patch("distilljax.training.update.Context", context):
-                update.terms(trained, data, {}, update.key, jnp.asarray(0), {})
-        except _Found as found:
-            return found.args
-    raise KeyError(f"no term of {method.name!r} draws {draw!r}")
 
 
 def flat(vector: Vector, output: str, found: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from distilljax import methods
@@ -15,11 +14,7 @@ from distilljax.method import Method
 from distilljax.methods.fits import Fit
 from distilljax.metrics import PseudoHuberElement, half_mse
 from distilljax.times import EvenGrid, TableGrid
-from tests.parity.vectors import Run, Vector, backbone, head, law_of, path_of
-
-# Draws of a law, as many as an official sampler made.
-DRAWS = 100_000
-KINDS = {"edm": "edm", "vp": "vp-eps", "sd": "sd-eps", "linear": "linear-velocity"}
+from tests.parity.vectors import Run, Vector, path_of, sampled
 
 
 def start_grid(v: Vector) -> TableGrid:
@@ -219,18 +214,10 @@ def tsd_sr(v: Vector) -> dict[str, Run]:
 
 def law_times(v: Vector) -> dict[str, Any]:
     """Times of the laws that a method's terms draw from by default."""
-    found = {}
-    for output, spec in v.meta["laws"].items():
-        method = getattr(methods, spec["method"])()
-        kind = {"kind": KINDS[spec["network"]], "features": ["t"], "classes": 3}
-        kind["sigma_d"] = spec["sigma_d"]
-        roles = [role for role in method.roles if role != "discriminator"]
-        networks = {role: backbone(role, kind, (2,)) for role in roles}
-        law, path = law_of(method, {"discriminator": head(), **networks}, spec["draw"])
-        t = law(jax.random.key(0), (DRAWS,), path)
-        ratio = spec["measure"] == "sigma/alpha"
-        found[output] = path.sigma(t) / path.alpha(t) if ratio else t
-    return found
+    return {
+        output: sampled(getattr(methods, spec["method"])(), spec["draw"], v)
+        for output, spec in v.meta["laws"].items()
+    }
 
 
 dmd2_laws = sid_laws = diff_instruct_laws = f_distill_laws = ladd_laws = law_times
