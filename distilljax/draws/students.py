@@ -11,7 +11,7 @@ import numpy as np
 
 from distilljax.axes import looked_up
 from distilljax.paths import Path
-from distilljax.times import EvenGrid, Grid, Law
+from distilljax.times import Grid, Law, PathGrid
 
 if TYPE_CHECKING:
     from distilljax.binding import Bound
@@ -93,7 +93,7 @@ class Rollout:
     """
 
     steps: tuple[int, ...] = (1,)
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     path: Path | None = None
     two_time: bool | None = False
     slots: tuple[int, ...] | None = None
@@ -321,7 +321,7 @@ class OdeRollout:
     """
 
     steps: tuple[int, ...] = (4,)
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     random_end: bool = False
     path: Path | None = None
     role: str = "student"
@@ -373,7 +373,7 @@ class Denoised:
     """
 
     steps: int = 4
-    grid: Grid = EvenGrid()
+    grid: Grid = PathGrid()
     shares: tuple[float, ...] | None = None
     of: str = "x0"
     path: Path | None = None

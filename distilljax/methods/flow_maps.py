@@ -24,10 +24,10 @@ from distilljax.metrics import sum_squares
 from distilljax.paths import Path, expand
 from distilljax.sampling import Deterministic
 from distilljax.times import (
-    EvenGrid,
     Grid,
     Pair,
     PairLaw,
+    PathGrid,
     Schedule,
     fixed_shares,
     value_at,
@@ -61,7 +61,7 @@ def mean_flow(
     label_dropout: float = 0.0,
     init: str = "teacher",
     path: Path | None = None,
-    sampling_grid: Grid = EvenGrid(),
+    sampling_grid: Grid = PathGrid(),
 ) -> Method:
     """MeanFlow: the average velocity ``u`` regressed on ``v - (t - s) du/dt``.
 

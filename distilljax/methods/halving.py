@@ -29,7 +29,7 @@ from distilljax.paths import Path, Time
 from distilljax.predictions import VELOCITY, convert
 from distilljax.sampling import Deterministic
 from distilljax.shares import Shares
-from distilljax.times import EvenGrid, Grid, Schedule
+from distilljax.times import Grid, PathGrid, Schedule
 
 Array = jax.Array
 
@@ -48,7 +48,7 @@ def shortcut(
     levels: int = 7,
     share: float = 0.125,
     biased: bool = False,
-    grid: Grid = EvenGrid(),
+    grid: Grid = PathGrid(),
     teacher: bool = True,
     guidance: float = 1.0,
     clip: float | None = None,
