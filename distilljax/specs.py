@@ -38,7 +38,6 @@ _CALLS: dict[str, Callable[..., Any]] = {
             "InClock",
             "Interval",
             "KarrasGrid",
-            "KarrasLaw",
             "KarrasPoints",
             "LogNormal",
             "LogitNormal",

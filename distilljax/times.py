@@ -119,40 +119,6 @@ class ArctanNormal:
 
 
 @dataclasses.dataclass(frozen=True)
-class KarrasLaw:
-    """``sigma/alpha`` uniform in ``(sigma/alpha)^(1/rho)``: a random Karras index.
-
-    ``(b^(1/rho) + u (a^(1/rho) - b^(1/rho)))^rho`` with ``u`` uniform in ``[low,
-    high]``, 0 the noisiest.
-
-    Attributes:
-      low: share of the way down at which the range begins.
-      high: share at which it ends; 0.7 in the denoising term of CTM.
-      sigma_min: level at a share of 1.
-      sigma_max: level at a share of 0.
-      rho: 7 in EDM.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self):
-        if not 0.0 <= self.low < self.high <= 1.0:
-            raise ValueError(
-                f"low and high must be shares with low < high, got {self.low}, "
-                f"{self.high}"
-            )
-
-    def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
-        share = jax.random.uniform(key, shape, minval=self.low, maxval=self.high)
-        ratio = _karras(share, self.sigma_min, self.sigma_max, self.rho)
-        return inside(path.time_of_ratio(jnp.asarray(ratio)), path)
-
-
-@dataclasses.dataclass(frozen=True)
 class Point:
     """Always the same time, a fraction of the clock; 1 is pure noise."""
 

@@ -231,19 +231,6 @@ def test_solver_steps_inside_a_segment_are_even_where_the_path_is():
     np.testing.assert_allclose(found, 80.0 * (1 - np.arange(4) / 4) ** 7, rtol=1e-6)
 
 
-def test_a_karras_law_is_uniform_in_the_index():
-    law = times.KarrasLaw(0.0, 0.7)
-    for path in (paths.edm(), paths.trigflow(0.5)):
-        t = draw(law, path)
-        level = np.asarray(path.sigma(t) / path.alpha(t)) ** (1 / 7)
-        low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
-        share = np.sort((high - level) / (high - low))
-        wanted = 0.7 * (np.arange(share.size) + 0.5) / share.size
-        assert np.abs(share - wanted).max() < 0.05
-    with pytest.raises(ValueError, match="shares with low < high"):
-        times.KarrasLaw(0.7, 0.7)
-
-
 def test_a_table_serves_its_numbers_of_steps():
     grid = times.TableGrid(((1.5,), (1.5, 1.1)), times.EvenGrid())
     path = paths.trigflow()

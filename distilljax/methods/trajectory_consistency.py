@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from distilljax import losses, transforms
 from distilljax.axes import looked_up
+from distilljax.clocks import KarrasUniform
 from distilljax.context import Context
 from distilljax.draws import Part
 from distilljax.method import (
@@ -43,7 +44,6 @@ from distilljax.sampling import Deterministic, Renoise
 from distilljax.solvers import Heun, Solver, solve
 from distilljax.times import (
     Grid,
-    KarrasLaw,
     KarrasPoints,
     Law,
     LogNormal,
@@ -66,7 +66,7 @@ CTM = Citation(
 
 
 # Times of the denoising term in the released code.
-DENOISED = Mixture(((0.5, LogNormal(-1.2, 1.2)), (0.5, KarrasLaw(0.0, 0.7))))
+DENOISED = Mixture(((0.5, LogNormal(-1.2, 1.2)), (0.5, KarrasUniform(0.3, 1.0, None))))
 
 
 @dataclasses.dataclass(frozen=True)
