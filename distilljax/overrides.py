@@ -70,8 +70,8 @@ def _written(key: str, text: str, now: Any) -> Any:
     if now is None or value is None or isinstance(value, kinds):
         return value
     raise ValueError(
-        f"config.{key} is {now!r} in the card and cannot be {text!r}; write "
-        "--config.key=value with a value of the same kind, or None"
+        f"--config.{key}={text} does not fit the card, which holds {now!r} there; "
+        "write a value of the same kind, or None"
     )
 
 

@@ -56,9 +56,13 @@ def test_a_value_reaches_the_experiment(key, text, value):
     ("key", "text", "said"),
     [
         ("student.lrr", "1.0", "Did you mean 'student.lr'"),
-        ("student.lr", "fast", "config.student.lr is 0.001"),
-        ("cycles", "many", "config.cycles is 2"),
-        ("student.betas", "0.9", "config.student.betas"),
+        (
+            "student.lr",
+            "fast",
+            "lr=fast does not fit the card, which holds 0.001",
+        ),
+        ("cycles", "many", "cycles=many does not fit the card"),
+        ("student.betas", "0.9", "student.betas=0.9 does not fit"),
     ],
 )
 def test_what_does_not_fit_is_named(key, text, said):
