@@ -176,6 +176,8 @@ def evaluate(options: argparse.Namespace) -> int:
         storage.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))
     for name in sorted({*found} & {*others}, key=list(found).index):
+        if found[name].failed or others[name].failed:
+            continue
         value, error = protocol.ratio(found[name], others[name], force=options.force)
         print(f"{name} is {value:.4g} +- {error:.2g} times that of {options.against}")
     return 0
