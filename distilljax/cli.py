@@ -7,13 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distilljax import commands
+from distilljax import commands, terminal
 from distilljax._version import __version__
 from distilljax.errors import unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
+    terminal.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, parsers = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in parsers:

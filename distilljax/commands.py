@@ -140,6 +140,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measures a sample file."""
     from distilljax import storage
     from distilljax.evaluation import features, files, measuring, protocol, samples
+    from distilljax.terminal import is_terminal
 
     notes: list[str] = []
 
@@ -166,7 +167,7 @@ def evaluate(options: argparse.Namespace) -> int:
         options.metrics,
         seed=options.seed,
         statistics_out=options.save_statistics,
-        progress=sys.stderr.isatty(),
+        progress=is_terminal(),
         say=say,
     )
     if options.out:

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
 from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
+from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
 from distilljax.training.lock import Lock
 
@@ -390,7 +390,7 @@ def generate(
     store = _Store(resume, tag, seed, batch_size, count, (params, inputs))
     run = sampler if hasattr(sampler, "lower") else jax.jit(sampler)
     starts = range(0, count, batch_size)
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = is_terminal() if progress is None else progress
     if shown:
         from tqdm import tqdm
 

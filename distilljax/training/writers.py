@@ -23,6 +23,7 @@ import tqdm
 from etils import epath
 
 from distilljax.storage import Appender
+from distilljax.terminal import is_terminal
 from distilljax.training import loggers
 
 
@@ -270,8 +271,9 @@ class Progress:
         """Starts at cycle ``start`` of ``total``; ``pause`` seconds between lines."""
         self._name, self._total, self._start, self._pause = name, total, start, pause
         self._bar = None
-        self._lines = show and not sys.stderr.isatty()
-        if show and not self._lines:
+        terminal = is_terminal()
+        self._lines = show and not terminal and sys.stderr is not None
+        if show and terminal:
             self._bar = tqdm.tqdm(
                 total=total, initial=start, desc=name, unit="cycle", dynamic_ncols=True
             )
