@@ -74,6 +74,10 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
     before = (place / "two" / "params" / "student.npz").read_bytes()
     assert run("train", config, *options, *values) == 0
     assert (place / "two" / "params" / "student.npz").read_bytes() == before
+    # However the teacher is spelled, and where it lies.
+    spelled = [f"--teacher={place / 'two' / '..' / 'one'}", options[1]]
+    assert run("train", config, *spelled, *values) == 0
+    assert (place / "two" / "params" / "student.npz").read_bytes() == before
     assert run("train", config, *options, *values, "--config.batch_size=4") == 2
     assert "batch_size: 8 -> 4" in capsys.readouterr().err
     values[-1] = "--config.student.lr=0.5"

@@ -92,10 +92,28 @@ def is_step(path: epath.Path) -> bool:
     return path.name.isdigit() and path.is_dir()
 
 
+def _unlocated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without where things lie, which is no part of what they are.
+
+    The parameters of a teacher and the contents of a source have fingerprints, which
+    are compared: a folder may be spelled otherwise, or have moved.
+    """
+    card = record.get("card")
+    if not isinstance(card, Mapping):
+        return dict(record)
+    card = {key: value for key, value in card.items() if key != "teacher"}
+    source = card.get("source")
+    if record.get("data") and isinstance(source, Mapping):
+        card["source"] = {k: v for k, v in source.items() if k != "path"}
+    return {**record, "card": card}
+
+
 def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """What makes the records of two runs those of different ones.
+
+    Where a teacher and the data lie is none of it; see `checks.check_frozen`.
 
     Args:
       old: record of a run, of this version of the library or another.
@@ -108,7 +126,7 @@ def changes(
     ignored: set[str] = set(_HARMLESS)
     if all(s.schedule.open_ended for s in [config.default, *config.roles.values()]):
         ignored.add("cycles")
-    old, new = dict(old), dict(new)
+    old, new = _unlocated(old), _unlocated(new)
     wrote = versions.another(old)
     for record in (old, new):
         record.pop("version", None)

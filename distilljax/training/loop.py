@@ -154,6 +154,9 @@ class _Run:
             record = {**run, **(card or {})}
             self.meta["run"] = claim(folder, config, record)
             self.meta["frozen"] = fingerprint(self.frozen)
+            if "teacher" in (self.given or {}) and "teacher" not in self.frozen:
+                # A role starts from it, and nothing else reads it.
+                self.meta["start"] = fingerprint(self.given["teacher"])
             checks.check_equal(self.meta["frozen"])
             self.saves = Checkpoints(folder, config.checkpoint)
             restored = self.saves.restore(abstract(self.setup, self.given))
@@ -161,7 +164,7 @@ class _Run:
             self.state = create_state(self.setup, self.given)
             checks.check_start(self.state)
         else:
-            checks.check_frozen(self.meta["frozen"], restored.meta)
+            checks.check_frozen(self.meta, restored.meta)
             checks.check_run(restored.step, restored.meta, self.meta["run"], config)
             self.step, self.state = restored.step, restored.state
             self.before = restored.meta["seconds"]

@@ -134,6 +134,30 @@ def test_a_damaged_record_without_a_checkpoint_that_knows(run):
     assert (run / "config.json").read_text() == '{"train"'
 
 
+def test_where_teacher_and_data_lie_is_no_part_of_a_run(tmp_path):
+    """Their fingerprints are; without one of the data, its path stands for it."""
+
+    def of(teacher, path, data, **card):
+        source = {"name": "npz", "path": path}
+        return {"data": data, "card": {"teacher": teacher, "source": source, **card}}
+
+    folder = epath.Path(tmp_path)
+    claim(folder, CONFIG, of("teach", "a.npz", "f"))
+    (folder / "metrics.jsonl").write_text("{}")
+    record = claim(folder, CONFIG, of("/there/teach", "../a.npz", "f"))
+    assert record["card"]["teacher"] == "/there/teach"
+    with pytest.raises(ValueError, match="data: f -> g"):
+        claim(folder, CONFIG, of("teach", "a.npz", "g"))
+    with pytest.raises(ValueError, match="card.width: "):
+        claim(folder, CONFIG, of("teach", "a.npz", "f", width=3))
+    claim(folder, CONFIG, of("teach", "a.npz", None) | {"data": "f"})
+    (folder / "metrics.jsonl").unlink()
+    claim(folder, CONFIG, of("teach", "a.npz", None))
+    (folder / "metrics.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="card.source.path: a.npz -> b.npz"):
+        claim(folder, CONFIG, of("teach", "b.npz", None))
+
+
 def test_differing():
     old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
     assert differing(old, new) == ["a.c: 2 -> 3", "d: (none) -> 4"]
