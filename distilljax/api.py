@@ -72,6 +72,7 @@ def fit(
     hooks: Hooks | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> Fitted:
     """Trains a method, or continues the run in a folder.
 
@@ -91,6 +92,7 @@ def fit(
         sources with a folder whose students need nothing but noise and labels.
       progress: whether to show a bar.
       profile: first and last cycle of a profiler trace; see `training.train`.
+      fresh: removes the run that is in the folder and begins again.
 
     Returns:
       The fitted method.
@@ -136,6 +138,7 @@ def fit(
         card=card,
         progress=progress,
         profile=profile,
+        fresh=fresh,
     )
     if where is not None:
         # The sampled role may be derived, from adapters and their base.
@@ -162,6 +165,7 @@ def fit_card(
     hooks: Hooks | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> Fitted:
     """Trains a card, or continues its run in a folder, from which `load` reads it.
 
@@ -172,6 +176,7 @@ def fit_card(
       hooks: see `fit`.
       progress: see `fit`.
       profile: see `fit`.
+      fresh: see `fit`.
 
     Returns:
       The fitted method.
@@ -195,6 +200,7 @@ def fit_card(
         hooks=hooks,
         progress=progress,
         profile=profile,
+        fresh=fresh,
     )
 
 

@@ -17,7 +17,6 @@ def train(options: argparse.Namespace) -> int:
     from etils import epath
 
     from distilljax import api, cards
-    from distilljax.training import lock
 
     config = options.card
     if options.teacher:
@@ -33,13 +32,12 @@ def train(options: argparse.Namespace) -> int:
                 "FOLDER of a finished run, for example of configs/digits/teacher.py"
             )
         teacher = api.load(found.teacher)
-    if options.fresh and folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
-        lock.Lock(folder).close()  # refuses while another run holds it
-        folder.rmtree()
     fitted = api.fit_card(
-        found, teacher=teacher, folder=folder, profile=options.profile
+        found,
+        teacher=teacher,
+        folder=folder,
+        profile=options.profile,
+        fresh=options.fresh,
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")

@@ -21,7 +21,7 @@ from distilljax.binding import Network
 from distilljax.method import Method, check
 from distilljax.training import checks, distributed
 from distilljax.training.checkpoints import Checkpoints
-from distilljax.training.claim import claim
+from distilljax.training.claim import check_fresh, claim
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.digests import fingerprint
@@ -51,6 +51,7 @@ def train(
     card: Mapping[str, Any] | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> TrainResult:
     """Trains a method, or continues a run where it stopped.
 
@@ -70,6 +71,7 @@ def train(
       progress: whether to show a bar or lines on stderr.
       profile: first and last cycle, from 1, of a profiler trace in ``profile`` of the
         run folder; see `Profile`.
+      fresh: removes the run that is in the folder and begins again.
 
     Returns:
       The result; with a folder, all of it is saved there.
@@ -86,11 +88,13 @@ def train(
     path = None if folder is None else epath.Path(folder)
     where = None if path is None else path / "profile"
     traced = Profile(profile, where, config.cycles)
+    if fresh and path is not None:
+        check_fresh(path)
     run = _Run(method, params, data, config)
     run.profile = traced
     try:
         run.prepare(method, networks, data, sample_shape)
-        run.open(path, data, card, progress)
+        run.open(path, data, card, progress, fresh)
         with Signals(path is not None) as signals:
             run.loop(hooks, signals)
     except BaseException as error:
@@ -143,7 +147,7 @@ class _Run:
         self.meta: dict[str, Any] = {"version": __version__}
         self.step, self.before = 0, 0.0
 
-    def open(self, folder, data, card, progress: bool) -> None:
+    def open(self, folder, data, card, progress: bool, fresh: bool = False) -> None:
         """Restores the newest whole checkpoint, or creates the state."""
         method, config, restored = self.setup.method, self.config, None
         if folder is not None:
@@ -152,7 +156,7 @@ class _Run:
                     self.lock = Lock(folder)
             run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
             record = {**run, **(card or {})}
-            self.meta["run"] = claim(folder, config, record)
+            self.meta["run"] = claim(folder, config, record, fresh=fresh)
             self.meta["frozen"] = fingerprint(self.frozen)
             if "teacher" in (self.given or {}) and "teacher" not in self.frozen:
                 # A role starts from it, and nothing else reads it.

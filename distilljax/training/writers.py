@@ -249,6 +249,12 @@ def _step(line: str) -> int:
     return step if isinstance(step, int) and not isinstance(step, bool) else -1
 
 
+def last_step(folder: epath.Path) -> int:
+    """Cycle of the last whole record in ``metrics.jsonl``, 0 without one."""
+    steps = (_step(line) for line in _text(folder / "metrics.jsonl").splitlines())
+    return max(steps, default=0)
+
+
 def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
     """Reads ``metrics.jsonl`` back: name -> steps and values; null becomes nan."""
     out: dict[str, tuple[list[int], list[float]]] = {}
