@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, storage
+from distilljax import generation, methods, promotion, storage
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
@@ -59,6 +59,7 @@ class Fitted:
     folder: epath.Path | None = None
 
 
+@promotion.usual()
 def fit(
     method: Method | str,
     *,
@@ -157,6 +158,7 @@ def fit(
     )
 
 
+@promotion.usual()
 def fit_card(
     card: cards.Experiment | Mapping[str, Any],
     *,
@@ -237,6 +239,7 @@ def _grid_hook(
     return write
 
 
+@promotion.usual()
 def load(folder: str | os.PathLike) -> Fitted:
     """A finished run from its folder.
 
@@ -272,6 +275,7 @@ def load(folder: str | os.PathLike) -> Fitted:
     )
 
 
+@promotion.usual()
 def sample(
     student: Fitted | str | os.PathLike,
     *,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from distilljax import methods, networks, specs
+from distilljax import methods, networks, promotion, specs
 from distilljax.binding import Network
 from distilljax.data import (
     array_records,
@@ -140,6 +140,7 @@ class Experiment(NamedTuple):
     teacher: str | None
 
 
+@promotion.usual()
 def card(
     method: str,
     options: Mapping[str, Any] | None = None,
@@ -234,6 +235,7 @@ def _readable(value: Any) -> bool:
         return False
 
 
+@promotion.usual()
 def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Experiment:
     """The objects of a card.
 
@@ -313,6 +315,7 @@ class Outline(NamedTuple):
     augment_features: int | None = None
 
 
+@promotion.usual()
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     """The outline of a card's source; data in a file need not be there."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config

@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             distributed.initialize_from(options)
         if getattr(options, "config", None):
             options.card = read_card(options.config, rest)
-        status = COMMANDS[options.command](options)
+        from distilljax import promotion
+
+        with promotion.usual():
+            status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

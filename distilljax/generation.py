@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, storage
+from distilljax import editing, promotion, storage
 from distilljax.binding import Bound, Network, told
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
@@ -100,6 +100,7 @@ def student_map(method: Method, network: Network, params: Any, cond: Any) -> Flo
     return net.flow_map(cond, path=path, two_time=how.two_time, boundary=how.boundary)
 
 
+@promotion.usual()
 def student_sampler(
     method: Method,
     network: Network,
@@ -204,6 +205,7 @@ def _followed(
     return solve(field, x, times, path=path, solver=solver, kind=teacher.kind, key=key)
 
 
+@promotion.usual()
 def teacher_sampler(
     network: Network,
     nfe: int = 50,
@@ -323,6 +325,7 @@ def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
     return out.astype(np.int32)
 
 
+@promotion.usual()
 def generate(
     sampler: Callable[..., Array],
     params: Any,

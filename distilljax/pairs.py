@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distilljax import api, generation, storage
+from distilljax import api, generation, promotion, storage
 from distilljax.binding import Bound, Network
 from distilljax.data import array_records, labels
 from distilljax.data.pipeline import take
@@ -89,6 +89,7 @@ def trajectory_sampler(
     return run, times[:-1]
 
 
+@promotion.usual()
 def write_pairs(
     teacher: api.Fitted | str | os.PathLike,
     folder: str | os.PathLike,

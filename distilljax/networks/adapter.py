@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx, traverse_util
 
+from distilljax import promotion
 from distilljax.binding import Condition, Network, Params, untold
 from distilljax.errors import unknown
 from distilljax.paths import Path
@@ -218,6 +219,7 @@ def capabilities_of(
     return frozenset({"jvp", "taps", *(name for name, on in asked.items() if on)})
 
 
+@promotion.usual()
 def functionalize(
     module: Any,
     *,

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from distilljax import promotion
 from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.method import Method, check
@@ -38,6 +39,7 @@ from distilljax.training.writers import Progress, Writers, close_all, open_write
 AHEAD_CYCLES, AHEAD_SECONDS = 8, 0.2
 
 
+@promotion.usual()
 def train(
     method: Method,
     networks: Mapping[str, Network],
