@@ -28,6 +28,7 @@ from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.digests import fingerprint
 from distilljax.training.feed import Feed, place, stage_of
 from distilljax.training.lock import Lock
+from distilljax.training.network_checks import check_networks
 from distilljax.training.profile import Profile
 from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
 from distilljax.training.roles import make_setup, run_mesh
@@ -138,6 +139,7 @@ class _Run:
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)
         checks.check_batch(self.setup, first)
+        check_networks(self.setup, first)
         self.frozen = create_frozen(self.setup, self.given)
         checks.check_finite(self.frozen)
         self.batch = place(self.setup, first)
