@@ -258,6 +258,7 @@ def load(folder: str | os.PathLike) -> Fitted:
             f"the run in {folder} was not started from a card, so its network is not "
             "known; use load_params on the files in params/ with your own network"
         )
+    cards.check_sections(record["card"], f"the card in {path}")
     # Parameters are in the folder: the data need not be where it was.
     known = record["card"]["source"].get("num_classes") is not None
     outline = cards.outline(record["card"]) if known else None

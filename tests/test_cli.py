@@ -151,7 +151,7 @@ def wrong(*arguments):
         (["train", "--config={card}", "--tescher=x"], "Did you mean '--teacher'"),
         (["train", "--config={card}", "--config.cycle=3"], "Did you mean 'cycles'"),
         (["train", "--config={card}", "--config.student.lrr=3"], "'student.lr'"),
-        (["train", "--config={card}", "--config.cycles=abc"], "does not fit the card"),
+        (["train", "--config={card}", "--config.cycles=abc"], "cannot be 'abc'"),
         (
             ["train", "--config={card}", "--config.cycles=0"],
             "cycles must be at least 1",
@@ -266,3 +266,18 @@ def test_the_data_of_a_card_becomes_records(place, capsys):
     assert data.records(out, num_classes=3).take(np.arange(9))["x0"].shape == (9, 2)
     assert run("convert", config, *options) == 2
     assert "holds records already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "much"])
+def test_numbers_of_options_are_finite(text, capsys):
+    with pytest.raises(SystemExit) as error:
+        run("bench", f"--budget={text}")
+    assert error.value.code == 2
+    assert f"must be a finite number, got '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("card", ["{}", "3", '{"method": {}}'])
+def test_a_record_that_is_none_is_named(card, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(f'{{"card": {card}}}')
+    assert run("sample", f"--run={tmp_path}") == 2
+    assert f"the card in {tmp_path}/config.json" in capsys.readouterr().err
