@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, storage
+from distilljax import generation, methods, promotion, storage
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
@@ -59,6 +59,7 @@ class Fitted:
     folder: epath.Path | None = None
 
 
+@promotion.usual()
 def fit(
     method: Method | str,
     *,
@@ -72,6 +73,7 @@ def fit(
     hooks: Hooks | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> Fitted:
     """Trains a method, or continues the run in a folder.
 
@@ -91,6 +93,7 @@ def fit(
         sources with a folder whose students need nothing but noise and labels.
       progress: whether to show a bar.
       profile: first and last cycle of a profiler trace; see `training.train`.
+      fresh: removes the run that is in the folder and begins again.
 
     Returns:
       The fitted method.
@@ -136,6 +139,7 @@ def fit(
         card=card,
         progress=progress,
         profile=profile,
+        fresh=fresh,
     )
     if where is not None:
         # The sampled role may be derived, from adapters and their base.
@@ -154,6 +158,7 @@ def fit(
     )
 
 
+@promotion.usual()
 def fit_card(
     card: cards.Experiment | Mapping[str, Any],
     *,
@@ -162,6 +167,7 @@ def fit_card(
     hooks: Hooks | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> Fitted:
     """Trains a card, or continues its run in a folder, from which `load` reads it.
 
@@ -172,6 +178,7 @@ def fit_card(
       hooks: see `fit`.
       progress: see `fit`.
       profile: see `fit`.
+      fresh: see `fit`.
 
     Returns:
       The fitted method.
@@ -195,6 +202,7 @@ def fit_card(
         hooks=hooks,
         progress=progress,
         profile=profile,
+        fresh=fresh,
     )
 
 
@@ -231,6 +239,7 @@ def _grid_hook(
     return write
 
 
+@promotion.usual()
 def load(folder: str | os.PathLike) -> Fitted:
     """A finished run from its folder.
 
@@ -249,6 +258,7 @@ def load(folder: str | os.PathLike) -> Fitted:
             f"the run in {folder} was not started from a card, so its network is not "
             "known; use load_params on the files in params/ with your own network"
         )
+    cards.check_sections(record["card"], f"the card in {path}")
     # Parameters are in the folder: the data need not be where it was.
     known = record["card"]["source"].get("num_classes") is not None
     outline = cards.outline(record["card"]) if known else None
@@ -266,6 +276,7 @@ def load(folder: str | os.PathLike) -> Fitted:
     )
 
 
+@promotion.usual()
 def sample(
     student: Fitted | str | os.PathLike,
     *,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from distilljax import methods, networks, specs
+from distilljax import methods, networks, promotion, specs
 from distilljax.binding import Network
 from distilljax.data import (
     array_records,
@@ -140,6 +140,7 @@ class Experiment(NamedTuple):
     teacher: str | None
 
 
+@promotion.usual()
 def card(
     method: str,
     options: Mapping[str, Any] | None = None,
@@ -234,6 +235,38 @@ def _readable(value: Any) -> bool:
         return False
 
 
+def check_sections(plain: Any, what: str = "a card") -> None:
+    """Checks that a card has its sections, and that they are mappings with a name.
+
+    Args:
+      plain: the card as plain dicts, whoever wrote it.
+      what: how errors call it.
+
+    Raises:
+      ValueError: naming the section, with what it should be like.
+    """
+    if not isinstance(plain, Mapping):
+        raise ValueError(f"{what} must be a mapping, got {type(plain).__name__}")
+    for key in _OWN[:3]:
+        if key not in plain:
+            raise ValueError(f"{what} needs {key!r}; it has {sorted(plain)}")
+    networks = plain["networks"]
+    if not isinstance(networks, Mapping):
+        raise ValueError(
+            f"{what} needs networks by key, such as {{'backbone': {{'name': 'mlp'}}}}, "
+            f"got {networks!r}"
+        )
+    named = {"method": plain["method"], "source": plain["source"]}
+    named |= {f"networks.{key}": section for key, section in networks.items()}
+    for key, section in named.items():
+        if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
+            raise ValueError(
+                f"section {key!r} of {what} must be a mapping with a name, such as "
+                f"{{'name': ...}}, got {section!r}"
+            )
+
+
+@promotion.usual()
 def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Experiment:
     """The objects of a card.
 
@@ -248,9 +281,7 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
       ValueError: on an unknown method, option, source, network, role or key.
     """
     plain = config.to_dict() if isinstance(config, ConfigDict) else _copy(config)
-    for key in _OWN[:3]:
-        if key not in plain:
-            raise ValueError(f"a card needs {key!r}; it has {sorted(plain)}")
+    check_sections(plain)
     options = dict(plain["method"])
     method = methods.build(options.pop("name"), **specs.resolve(options))
     adapters = Adapters.of(plain["lora"]) if plain.get("lora") else None
@@ -313,6 +344,7 @@ class Outline(NamedTuple):
     augment_features: int | None = None
 
 
+@promotion.usual()
 def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
     """The outline of a card's source; data in a file need not be there."""
     plain = config.to_dict() if isinstance(config, ConfigDict) else config
@@ -369,7 +401,15 @@ def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     for key in spec:
         if key not in parameters:
             raise ValueError(unknown(f"argument of {kind} {name!r}", key, parameters))
-    return known[name](**specs.resolve(spec))
+    values = specs.resolve(spec)
+    for key, value in values.items():
+        default = parameters[key].default
+        if isinstance(default, (int, float)) and isinstance(value, str):
+            raise ValueError(
+                f"argument {key!r} of {kind} {name!r} must be a number as {default!r} "
+                f"is, got {value!r}"
+            )
+    return known[name](**values)
 
 
 def load(path: str | pathlib.Path) -> ConfigDict:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 
-from distilljax import commands
+from distilljax import commands, terminal
 from distilljax._version import __version__
 from distilljax.errors import unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
+    terminal.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser, parsers = _parser()
     if arguments and not arguments[0].startswith("-") and arguments[0] not in parsers:
@@ -33,7 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             distributed.initialize_from(options)
         if getattr(options, "config", None):
             options.card = read_card(options.config, rest)
-        status = COMMANDS[options.command](options)
+        from distilljax import promotion
+
+        with promotion.usual():
+            status = COMMANDS[options.command](options)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
@@ -99,7 +104,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--data", help=".npz with conditions 'cond', and what samples start from"
     )
     sample.add_argument(
-        "--guidance", type=float, help="scale, for students that are told one"
+        "--guidance", type=_number, help="scale, for students that are told one"
     )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--batch-size", type=int, default=512)
@@ -111,7 +116,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--teacher-nfe", type=int, help="its evaluations for them, default 2 a step"
     )
     sample.add_argument(
-        "--teacher-guidance", type=float, default=1.0, help="its scale; 1 is off"
+        "--teacher-guidance", type=_number, default=1.0, help="its scale; 1 is off"
     )
     sample.add_argument(
         "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
@@ -157,7 +162,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     pairs.add_argument("--nfe", type=int, default=50, help="network evaluations")
     pairs.add_argument("--segments", type=int, default=4, help="states of a trajectory")
     pairs.add_argument("--solver", default="Heun()", help="for example DPMSolverPP2M()")
-    pairs.add_argument("--guidance", type=float, default=1.0)
+    pairs.add_argument("--guidance", type=_number, default=1.0)
     pairs.add_argument("--seed", type=int, default=0)
     pairs.add_argument("--batch-size", type=int, default=512)
     pairs.add_argument("--conditions", help=".npz with cond; default all classes")
@@ -183,8 +188,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--input", required=True, help=".npz with x [N, H, W, C], label, mask"
     )
     edit.add_argument("--mask", help=".npy or .npz, not 0 in the hole")
-    edit.add_argument("--noise", type=float, help="standard deviation of the noise")
-    edit.add_argument("--strength", type=float, help="in (0, 1]; 1 forgets the image")
+    edit.add_argument("--noise", type=_number, help="standard deviation of the noise")
+    edit.add_argument("--strength", type=_number, help="in (0, 1]; 1 forgets the image")
     edit.add_argument("--steps", type=int, default=8, help="network evaluations")
     edit.add_argument("--labels", help="comma-separated labels, one per image")
     edit.add_argument("--seed", type=int, default=0)
@@ -222,7 +227,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--methods", default=None, help="names joined by commas; default all"
     )
     bench.add_argument(
-        "--budget", type=float, help="network evaluations of a training, such as 4e6"
+        "--budget", type=_number, help="network evaluations of a training, such as 4e6"
     )
     bench.add_argument("--seeds", type=int, help="trainings of each method; default 3")
     bench.add_argument("--out", help="folder, default runs/bench_<suite>")
@@ -265,6 +270,17 @@ def _cycles(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(
             f"must be two cycles joined by a colon, for example 11:15, got {text!r}"
         ) from None
+
+
+def _number(text: str) -> float:
+    """A number that is finite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
+    return value
 
 
 def read_card(path: str, overrides: Sequence[str]):

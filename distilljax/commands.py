@@ -17,7 +17,6 @@ def train(options: argparse.Namespace) -> int:
     from etils import epath
 
     from distilljax import api, cards
-    from distilljax.training import lock
 
     config = options.card
     if options.teacher:
@@ -33,13 +32,12 @@ def train(options: argparse.Namespace) -> int:
                 "FOLDER of a finished run, for example of configs/digits/teacher.py"
             )
         teacher = api.load(found.teacher)
-    if options.fresh and folder.exists():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no run, so --fresh leaves it alone")
-        lock.Lock(folder).close()  # refuses while another run holds it
-        folder.rmtree()
     fitted = api.fit_card(
-        found, teacher=teacher, folder=folder, profile=options.profile
+        found,
+        teacher=teacher,
+        folder=folder,
+        profile=options.profile,
+        fresh=options.fresh,
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")
@@ -140,6 +138,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Measures a sample file."""
     from distilljax import storage
     from distilljax.evaluation import features, files, measuring, protocol, samples
+    from distilljax.terminal import is_terminal
 
     notes: list[str] = []
 
@@ -166,7 +165,7 @@ def evaluate(options: argparse.Namespace) -> int:
         options.metrics,
         seed=options.seed,
         statistics_out=options.save_statistics,
-        progress=sys.stderr.isatty(),
+        progress=is_terminal(),
         say=say,
     )
     if options.out:
@@ -176,6 +175,8 @@ def evaluate(options: argparse.Namespace) -> int:
         storage.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))
     for name in sorted({*found} & {*others}, key=list(found).index):
+        if found[name].failed or others[name].failed:
+            continue
         value, error = protocol.ratio(found[name], others[name], force=options.force)
         print(f"{name} is {value:.4g} +- {error:.2g} times that of {options.against}")
     return 0

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, storage
+from distilljax import editing, promotion, storage
 from distilljax.binding import Bound, Network, told
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
 from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
+from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
 from distilljax.training.lock import Lock
 
@@ -100,6 +100,7 @@ def student_map(method: Method, network: Network, params: Any, cond: Any) -> Flo
     return net.flow_map(cond, path=path, two_time=how.two_time, boundary=how.boundary)
 
 
+@promotion.usual()
 def student_sampler(
     method: Method,
     network: Network,
@@ -204,6 +205,7 @@ def _followed(
     return solve(field, x, times, path=path, solver=solver, kind=teacher.kind, key=key)
 
 
+@promotion.usual()
 def teacher_sampler(
     network: Network,
     nfe: int = 50,
@@ -323,6 +325,7 @@ def check_labels(labels: Any, num_classes: int | None) -> np.ndarray:
     return out.astype(np.int32)
 
 
+@promotion.usual()
 def generate(
     sampler: Callable[..., Array],
     params: Any,
@@ -390,7 +393,7 @@ def generate(
     store = _Store(resume, tag, seed, batch_size, count, (params, inputs))
     run = sampler if hasattr(sampler, "lower") else jax.jit(sampler)
     starts = range(0, count, batch_size)
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = is_terminal() if progress is None else progress
     if shown:
         from tqdm import tqdm
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, generation, storage
+from distilljax import editing, generation, promotion, storage
 from distilljax.api import Fitted, load, save_samples
 from distilljax.errors import unknown
 from distilljax.method import Method
@@ -92,6 +92,7 @@ TASKS = {
 }
 
 
+@promotion.usual()
 def edit(
     student: Fitted | str | os.PathLike,
     task: str,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distilljax import api, generation, storage
+from distilljax import api, generation, promotion, storage
 from distilljax.binding import Bound, Network
 from distilljax.data import array_records, labels
 from distilljax.data.pipeline import take
@@ -27,6 +26,7 @@ from distilljax.data.sources import Source
 from distilljax.draws import follow
 from distilljax.errors import unknown
 from distilljax.solvers import Heun, Solver
+from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
 from distilljax.training.claim import differing
 from distilljax.training.digests import fingerprint
@@ -89,6 +89,7 @@ def trajectory_sampler(
     return run, times[:-1]
 
 
+@promotion.usual()
 def write_pairs(
     teacher: api.Fitted | str | os.PathLike,
     folder: str | os.PathLike,
@@ -327,7 +328,7 @@ def _bar(mine: list[Any], missing: list[Any], progress: bool | None):
 
     total = sum(last - first for _, first, last in mine)
     left = sum(last - first for _, first, last in missing)
-    shown = sys.stderr.isatty() if progress is None else progress
+    shown = is_terminal() if progress is None else progress
     return tqdm(
         total=total,
         initial=total - left,

@@ -464,3 +464,30 @@ def test_files_that_are_no_cards_are_refused(tmp_path):
     path.write_text("x = 1\n")
     with pytest.raises(ValueError, match="defines no get_config"):
         cards.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"method": "scm"},
+            "section 'method' of a card must .* got 'scm'",
+        ),
+        ({"method": {}}, "section 'method' of a card"),
+        ({"source": "digits"}, "section 'source' of a card"),
+        ({"networks": None}, "needs networks by key"),
+        ({"networks": {"backbone": "mlp"}}, "section 'networks.backbone' of a card"),
+        (
+            {"source": {"name": "mixture", "components": "four"}},
+            "'components' of source 'mixture' must be a number as .* got 'four'",
+        ),
+    ],
+)
+def test_sections_of_a_card_written_by_hand(changes, message):
+    card = {
+        "method": {"name": "flow_matching"},
+        "source": {"name": "mixture", "components": 4},
+        "networks": {"backbone": {"name": "mlp"}},
+    }
+    with pytest.raises(ValueError, match=message):
+        cards.expand(card | changes)

@@ -74,6 +74,10 @@ def test_train_then_sample_then_distil_then_sample(place, capsys):
     before = (place / "two" / "params" / "student.npz").read_bytes()
     assert run("train", config, *options, *values) == 0
     assert (place / "two" / "params" / "student.npz").read_bytes() == before
+    # However the teacher is spelled, and where it lies.
+    spelled = [f"--teacher={place / 'two' / '..' / 'one'}", options[1]]
+    assert run("train", config, *spelled, *values) == 0
+    assert (place / "two" / "params" / "student.npz").read_bytes() == before
     assert run("train", config, *options, *values, "--config.batch_size=4") == 2
     assert "batch_size: 8 -> 4" in capsys.readouterr().err
     values[-1] = "--config.student.lr=0.5"
@@ -147,7 +151,7 @@ def wrong(*arguments):
         (["train", "--config={card}", "--tescher=x"], "Did you mean '--teacher'"),
         (["train", "--config={card}", "--config.cycle=3"], "Did you mean 'cycles'"),
         (["train", "--config={card}", "--config.student.lrr=3"], "'student.lr'"),
-        (["train", "--config={card}", "--config.cycles=abc"], "does not fit the card"),
+        (["train", "--config={card}", "--config.cycles=abc"], "cannot be 'abc'"),
         (
             ["train", "--config={card}", "--config.cycles=0"],
             "cycles must be at least 1",
@@ -262,3 +266,18 @@ def test_the_data_of_a_card_becomes_records(place, capsys):
     assert data.records(out, num_classes=3).take(np.arange(9))["x0"].shape == (9, 2)
     assert run("convert", config, *options) == 2
     assert "holds records already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "much"])
+def test_numbers_of_options_are_finite(text, capsys):
+    with pytest.raises(SystemExit) as error:
+        run("bench", f"--budget={text}")
+    assert error.value.code == 2
+    assert f"must be a finite number, got '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("card", ["{}", "3", '{"method": {}}'])
+def test_a_record_that_is_none_is_named(card, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(f'{{"card": {card}}}')
+    assert run("sample", f"--run={tmp_path}") == 2
+    assert f"the card in {tmp_path}/config.json" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from distilljax import storage
 from distilljax.bench import pictures
 from distilljax.bench.suites import STEPS
 from distilljax.evaluation.page import document, pairs, picture, section
+from distilljax.terminal import is_terminal
 from distilljax.training.writers import Progress
 
 # Number, title, digits, in the table of one number of evaluations.
@@ -54,7 +55,7 @@ class Bar:
         self._label, self._show, self._pause = label, show, pause
 
     def __enter__(self) -> Bar:
-        self._tty = self._show and sys.stderr.isatty()
+        self._tty = self._show and is_terminal()
         self._bar = Progress(self._label, _STEPS_OF_BAR, 0, self._tty)
         self._said = time.monotonic()
         return self

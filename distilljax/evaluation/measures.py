@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from distilljax.errors import unknown
 from distilljax.evaluation import statistics
 from distilljax.evaluation.features.extractor import Extracted
+from distilljax.evaluation.inputs import check_features
 from distilljax.evaluation.memorisation import Memorisation, memorisation_check
 from distilljax.evaluation.statistics import Moments
 
@@ -95,7 +96,8 @@ def _share(value: float, count: int) -> Found:
 
 
 def _frechet(m: Measured, settings: Mapping[str, Any]) -> Found:
-    value = statistics.frechet_distance(m.x, m.moments)
+    x = check_features("samples", m.x)
+    value = statistics.frechet_distance(x, m.moments)
     groups = min(10, len(m.x) // 2)
     error = statistics.frechet_error(m.x, m.moments, groups) if groups > 1 else math.nan
     return value, error
@@ -113,7 +115,15 @@ def _kid_settings(m: Measured) -> Mapping[str, Any]:
 
 
 def _mmd(m: Measured, settings: Mapping[str, Any]) -> Found:
-    return statistics.mmd_estimate(m.x, m.y, mesh=m.mesh)
+    try:
+        width = statistics.median_bandwidth(m.y)
+    except ValueError:
+        raise ValueError(
+            "reference must have a positive median distance between rows, which is the "
+            "width of the kernel, got 0 (most rows are equal); take features that tell "
+            "them apart"
+        ) from None
+    return statistics.mmd_estimate(m.x, m.y, width, mesh=m.mesh)
 
 
 def _accuracy(m: Measured, settings: Mapping[str, Any]) -> Found:

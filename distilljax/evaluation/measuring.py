@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from distilljax.evaluation.features.extractor import (
@@ -53,11 +54,12 @@ def evaluate(
       say: gets a line before each step, and warnings.
 
     Returns:
-      A `Measurement` for each metric, in their order.
+      A `Measurement` for each metric, in their order. One that cannot be computed of
+      these samples says why (`Measurement.failed`), and the others stand.
 
     Raises:
-      ValueError: samples and reference that do not fit each other, unknown metrics, or
-        metrics that need what is not there.
+      ValueError: samples and reference that do not fit each other, unknown metrics,
+        metrics that need what is not there, or if no metric can be computed.
     """
     known = isinstance(reference, Samples)
     has = {"reference"} if known else set()
@@ -96,8 +98,11 @@ def evaluate(
     for name in names:
         began = time.monotonic()
         settings = MEASURES[name].settings(measured)
-        value, error = MEASURES[name].run(measured, settings)
-        say(f"{name}: {time.monotonic() - began:.1f} s")
+        value, error, why = _run(name, measured, settings)
+        if why:
+            say(f"warning: {name} cannot be computed: {why}")
+        else:
+            say(f"{name}: {time.monotonic() - began:.1f} s")
         protocol = Protocol(
             statistic=name,
             features=extractor.name,
@@ -111,11 +116,33 @@ def evaluate(
             seed=seed,
             settings=tuple(settings.items()),
         )
-        known_error = None if math.isnan(error) else float(error)
-        out[name] = Measurement(float(value), protocol, known_error)
-    if "memorised" in names:
+        known_error = float(error) if math.isfinite(error) else None
+        out[name] = Measurement(float(value), protocol, known_error, why)
+    if all(found.failed for found in out.values()):
+        reasons = "; ".join(f"{name}: {found.failed}" for name, found in out.items())
+        raise ValueError(
+            f"none of the metrics can be computed of samples {samples.source} and "
+            f"reference {reference.source}: {reasons}"
+        )
+    if "memorised" in names and not out["memorised"].failed:
         say(str(measured.memorisation))
     return out
+
+
+def _run(
+    name: str, measured: Measured, settings: Mapping[str, Any]
+) -> tuple[float, float, str]:
+    """A number, its error, and why there is none, which is no matter of the others."""
+    try:
+        value, error = MEASURES[name].run(measured, settings)
+    except np.linalg.LinAlgError as broken:
+        return math.nan, math.nan, f"{broken}; look at the spread of the features"
+    except ValueError as refused:
+        return math.nan, math.nan, str(refused)
+    if not math.isfinite(value):
+        why = f"it came out as {value}; look at the spread of the features"
+        return math.nan, math.nan, why
+    return value, error, ""
 
 
 def _check_alike(samples: Samples, reference: Samples) -> None:
@@ -186,6 +213,9 @@ def table(measurements: Mapping[str, Measurement]) -> list[str]:
     """The numbers as lines of text."""
     lines = [f"{'metric':<20}{'value':>12}{'std. error':>12}  "]
     for name, found in measurements.items():
+        if found.failed:
+            lines.append(f"{name:<20}{'-':>12}{'':>12}  {found.failed}")
+            continue
         error = "" if found.error is None else f"{found.error:.2g}"
         settings = ", ".join(f"{k}={v}" for k, v in found.protocol.settings)
         note = MEASURES[name].line + (f" ({settings})" if settings else "")

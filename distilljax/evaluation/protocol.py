@@ -94,16 +94,20 @@ class Measurement:
       value: the number.
       protocol: how it was measured.
       error: standard error, as the statistic defines it; None where it has none.
+      failed: why there is no number, whose value is NaN then; "" where there is one.
     """
 
     value: float
     protocol: Protocol
     error: float | None = None
+    failed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` reads them back."""
-        protocol = self.protocol.to_dict()
-        return {"value": self.value, "error": self.error, "protocol": protocol}
+        out = {"error": self.error, "protocol": self.protocol.to_dict()}
+        if self.failed:
+            return {"value": None, "failed": self.failed, **out}
+        return {"value": self.value, **out}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Measurement:
@@ -116,7 +120,9 @@ class Measurement:
         if missing:
             raise ValueError(f"a measurement must have {' and '.join(missing)}")
         protocol = Protocol.from_dict(found["protocol"])
-        return cls(found["value"], protocol, found.get("error"))
+        why = found.get("failed", "")
+        value = math.nan if why else found["value"]
+        return cls(value, protocol, found.get("error"), why)
 
 
 def check_comparable(a: Measurement, b: Measurement, *, force: bool = False) -> None:
@@ -124,7 +130,14 @@ def check_comparable(a: Measurement, b: Measurement, *, force: bool = False) -> 
 
     Raises:
       ValueError: the protocols differ and `force` is not set; lists the differences.
+        Or one of them has no number.
     """
+    for one in (a, b):
+        if one.failed:
+            raise ValueError(
+                f"{one.protocol.statistic} of {one.protocol.samples} samples has no "
+                f"number to compare: {one.failed}"
+            )
     found = a.protocol.differences(b.protocol)
     if found and not force:
         raise ValueError(

@@ -292,11 +292,7 @@ def read_reference(
             f"{path}: statistics must be a mean [D] and a covariance [D, D], got "
             f"{mean.shape} and {cov.shape}"
         )
-    # A covariance without its count is kept as that of 2 rows.
-    count = int(found["count"]) if "count" in found else 2
-    moments = Moments(
-        count, mean.astype(np.float64), cov.astype(np.float64) * (count - 1)
-    )
+    moments = _moments(str(path), mean, cov, found.get("count"))
     protocol = json.loads(str(found["protocol"])) if "protocol" in found else {}
     missing = [name for name in RECORD if name not in protocol]
     if protocol and missing:
@@ -305,6 +301,48 @@ def read_reference(
             f"missing: {', '.join(missing)}; write the file with --save-statistics"
         )
     return Statistics(moments, protocol, str(path))
+
+
+def _moments(source: str, mean: NDArray, cov: NDArray, count: Any) -> Moments:
+    """Moments of a file's statistics, which may be any arrays.
+
+    Raises:
+      ValueError: naming the file, unless they are a mean and covariance of rows.
+    """
+    for name, array in (("mean", mean), ("covariance", cov)):
+        finite = array.dtype.kind in "iuf" and np.isfinite(array)
+        if not np.all(finite):
+            bad = array.size - int(np.sum(finite))
+            raise ValueError(
+                f"{source}: the {name} must be finite numbers, got {bad} values of "
+                f"{array.size} that are not ({array.dtype}); compute the statistics "
+                "again"
+            )
+    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+    # Some programs accumulate and write in float32.
+    slack = 1e-4 * max(float(np.abs(np.diagonal(cov)).max(initial=0.0)), 1e-30)
+    apart = float(np.abs(cov - cov.T).max(initial=0.0))
+    if apart > slack:
+        raise ValueError(
+            f"{source}: a covariance must be symmetric, got values that differ by "
+            f"{apart:.3g} from those across the diagonal; compute it with np.cov(x, "
+            "rowvar=False)"
+        )
+    cov = 0.5 * (cov + cov.T)
+    low = float(np.linalg.eigvalsh(cov).min(initial=0.0))
+    if low < -slack:
+        raise ValueError(
+            f"{source}: a covariance has no negative eigenvalues, got {low:.3g}; "
+            "compute it with np.cov(x, rowvar=False)"
+        )
+    # A covariance without its count is kept as that of 2 rows.
+    rows = np.asarray(2 if count is None else count)
+    if rows.shape != () or rows.dtype.kind not in "iuf" or not rows >= 2 or rows % 1:
+        raise ValueError(
+            f"{source}: count must be the number of rows, an integer of at least 2, "
+            f"got {rows}"
+        )
+    return Moments(int(rows), mean, cov * (int(rows) - 1))
 
 
 def save_statistics(

@@ -276,7 +276,9 @@ def facm(
     terms = (Term("shortcut", short),)
     if not (isinstance(anchor_weight, (int, float)) and anchor_weight == 0):
         terms += (Term("anchor", anchor(path, mirrored), anchor_weight),)
-    needs = {"jvp"} | (set() if mirrored else {"second_time"})
+    needs = ({"jvp"} if derivative is exact else set()) | (
+        set() if mirrored else {"second_time"}
+    )
     if not teacher:
         needs |= guidance_needs(guidance)
     roles = {"student": Role(needs=frozenset(needs))}

@@ -350,7 +350,9 @@ def scm(
             "teacher=False; leave one of them out"
         )
     tell = telling(guidance if embed else None)
-    needs = {"jvp"} | ({"null"} if label_dropout else set())
+    needs = ({"jvp"} if derivative is exact else set()) | (
+        {"null"} if label_dropout else set()
+    )
     roles = {"student": Role(needs=tell.needs | needs)}
     trains = ("student",)
     if teacher:

@@ -152,7 +152,8 @@ def mean_flow(
         c = transforms.adaptive_l2(transforms.drop_nonfinite(c), p, eps)
         return Out(losses.regress(c, sum_squares), {"tangent_norm": size})
 
-    needs = {"jvp", "second_time"} | ({"null"} if own or label_dropout else set())
+    needs = {"second_time"} | ({"jvp"} if derivative is exact else set())
+    needs |= {"null"} if own or label_dropout else set()
     roles = {"student": Role(init=init, needs=frozenset(needs))}
     if teacher:
         roles["teacher"] = TEACHER._replace(needs=guidance_needs(guidance))

@@ -65,9 +65,10 @@ def _ayf(
     embed: bool,
     autoguidance: bool,
     path: Path | None,
+    derivative: Derivative = exact,
 ) -> Method:
     tell = telling(guidance if embed else None)
-    needs = tell.needs | {"jvp", "second_time"}
+    needs = tell.needs | {"second_time"} | ({"jvp"} if derivative is exact else set())
     roles = {"student": Role(needs=needs), "teacher": TEACHER}
     if autoguidance:
         roles["weak_teacher"] = TEACHER
@@ -166,7 +167,7 @@ def ayf_emd(
         return Out(losses.regress(c), {"tangent_norm": size})
 
     term = Term("eulerian", eulerian)
-    return _ayf(AYF_EMD, term, guidance, embed, autoguidance, path)
+    return _ayf(AYF_EMD, term, guidance, embed, autoguidance, path, derivative)
 
 
 def ayf_lmd(

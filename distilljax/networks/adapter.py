@@ -14,14 +14,17 @@ statistics), dropout keys are arguments of the call, no module is used in two pl
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen, nnx, traverse_util
+from flax.errors import InvalidRngError
 
+from distilljax import promotion
 from distilljax.binding import Condition, Network, Params, untold
 from distilljax.errors import unknown
 from distilljax.paths import Path
@@ -111,6 +114,25 @@ def _refuse(name: str, wanted: Mapping, came: Mapping) -> None:
     )
 
 
+@contextlib.contextmanager
+def _asked(name: str) -> Iterator[None]:
+    """Says what to do where a linen module asks for random numbers.
+
+    Raises:
+      ValueError: naming the network.
+    """
+    try:
+        yield
+    except InvalidRngError as error:
+        asked = str(error).split("(https")[0].strip(" .")
+        raise ValueError(
+            f"network {name!r}: {asked}: its module draws random numbers, and a "
+            "network gets its key as rng=. Let __call__ take rng=None, write "
+            "nn.Dropout(rate)(x, deterministic=rng is None, rng=rng), and list "
+            "'dropout' among the capabilities; or build it with deterministic=True"
+        ) from error
+
+
 def _pure_linen(module: linen.Module, example: tuple | None, name: str) -> Pure:
     if example is None:
         raise ValueError(
@@ -120,7 +142,8 @@ def _pure_linen(module: linen.Module, example: tuple | None, name: str) -> Pure:
 
     def init(key: Array) -> Params:
         args = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), example)
-        variables = module.init(key, *args)
+        with _asked(name):
+            variables = module.init(key, *args)
         if set(variables) - {"params"}:
             raise ValueError(
                 f"network {name!r}: parameters must be the module's only state, got "
@@ -129,7 +152,8 @@ def _pure_linen(module: linen.Module, example: tuple | None, name: str) -> Pure:
         return variables["params"]
 
     def call(params: Params, *args: Any, **kwargs: Any) -> Any:
-        return module.apply({"params": params}, *args, **kwargs)
+        with _asked(name):
+            return module.apply({"params": params}, *args, **kwargs)
 
     return Pure(init, call, inspect.signature(module.__call__))
 
@@ -218,6 +242,7 @@ def capabilities_of(
     return frozenset({"jvp", "taps", *(name for name, on in asked.items() if on)})
 
 
+@promotion.usual()
 def functionalize(
     module: Any,
     *,

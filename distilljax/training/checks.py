@@ -251,16 +251,26 @@ def check_equal(frozen: int) -> None:
         )
 
 
-def check_frozen(now: int, meta: Mapping[str, Any]) -> None:
-    """Checks that a run is continued with the frozen parameters it was started with.
+def check_frozen(now: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    """Checks that a run is continued with the parameters given it was started with.
+
+    Args:
+      now: fingerprints, ``frozen`` of the frozen roles and, for a teacher that is none
+        of them, ``start``.
+      meta: what was saved; an older version saved no ``start``.
 
     Raises:
       ValueError: if they differ.
     """
-    if now != meta["frozen"]:
+    if now["frozen"] != meta["frozen"]:
         raise ValueError(
             "params: the frozen roles (the teacher) have other parameters than when "
             "this run was started; pass the same ones, or choose another folder"
+        )
+    if now.get("start") != meta.get("start", now.get("start")):
+        raise ValueError(
+            "params: the teacher that roles of this run started from had other "
+            "parameters; pass the same ones, or choose another folder"
         )
 
 

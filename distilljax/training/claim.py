@@ -13,6 +13,7 @@ from distilljax import storage
 from distilljax._version import __version__
 from distilljax.training import distributed, versions
 from distilljax.training.config import TrainConfig
+from distilljax.training.writers import last_step
 
 _HARMLESS = (
     "mesh",
@@ -24,6 +25,22 @@ _HARMLESS = (
     "checkpoint",
     "max_skipped",
     "data_timeout",
+)
+
+
+# What a run writes into its folder, and what is made of it there.
+_OF_A_RUN = (
+    "checkpoints",
+    "config.json",
+    "damaged",
+    "edits",
+    "metrics.csv",
+    "metrics.jsonl",
+    "params",
+    "profile",
+    "samples",
+    "tensorboard",
+    "wandb_id",
 )
 
 
@@ -92,10 +109,28 @@ def is_step(path: epath.Path) -> bool:
     return path.name.isdigit() and path.is_dir()
 
 
+def _unlocated(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without where things lie, which is no part of what they are.
+
+    The parameters of a teacher and the contents of a source have fingerprints, which
+    are compared: a folder may be spelled otherwise, or have moved.
+    """
+    card = record.get("card")
+    if not isinstance(card, Mapping):
+        return dict(record)
+    card = {key: value for key, value in card.items() if key != "teacher"}
+    source = card.get("source")
+    if record.get("data") and isinstance(source, Mapping):
+        card["source"] = {k: v for k, v in source.items() if k != "path"}
+    return {**record, "card": card}
+
+
 def changes(
     old: Mapping[str, Any], new: Mapping[str, Any], config: TrainConfig
 ) -> list[str]:
     """What makes the records of two runs those of different ones.
+
+    Where a teacher and the data lie is none of it; see `checks.check_frozen`.
 
     Args:
       old: record of a run, of this version of the library or another.
@@ -108,7 +143,7 @@ def changes(
     ignored: set[str] = set(_HARMLESS)
     if all(s.schedule.open_ended for s in [config.default, *config.roles.values()]):
         ignored.add("cycles")
-    old, new = dict(old), dict(new)
+    old, new = _unlocated(old), _unlocated(new)
     wrote = versions.another(old)
     for record in (old, new):
         record.pop("version", None)
@@ -178,8 +213,59 @@ def claim_results(
     return mine
 
 
+def check_fresh(folder: epath.Path) -> None:
+    """Checks that a folder is a run's or empty before a run in it is removed.
+
+    Raises:
+      ValueError: if the folder holds something else.
+    """
+    if not folder.exists() or _started(folder) or (folder / "config.json").is_file():
+        return
+    if any(path.name != ".lock" for path in folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds no run, so --fresh leaves it alone (fresh=True); choose "
+            "another folder"
+        )
+
+
+def _begin_again(folder: epath.Path) -> None:
+    """Removes what a run left in its folder, and nothing else."""
+    for path in folder.iterdir() if folder.exists() else ():
+        if path.name in _OF_A_RUN:
+            path.rmtree() if path.is_dir() else path.unlink()
+
+
+def _refuse_lost(folder: epath.Path, old: Mapping[str, Any]) -> None:
+    """Refuses a run whose checkpoints were removed: it would begin again in silence.
+
+    A run that was killed before its first checkpoint was whole has lost nothing.
+    """
+    saves = folder / "checkpoints"
+    if saves.is_dir() and any(saves.iterdir()):
+        return
+    train = old.get("train", {})
+    cycles = train.get("cycles", 1)
+    first = min(train.get("checkpoint", {}).get("every") or cycles, cycles)
+    last = last_step(folder)
+    # The first save may be under way while cycles go on, until the second is due; the
+    # folder of the checkpoints is there from the start.
+    gone = storage.is_local(folder) and not saves.is_dir()
+    ended = (folder / "params").is_dir()
+    if ended or last > 2 * first or (gone and last >= first):
+        raise ValueError(
+            f"run folder {str(folder)!r} holds records up to cycle {last} and no "
+            "checkpoint to continue from: was checkpoints/ removed? Put it back, "
+            "choose another folder, or begin again with fresh=True (--fresh), which "
+            "removes what is left of the run"
+        )
+
+
 def claim(
-    folder: epath.Path, config: TrainConfig, card: Mapping[str, Any]
+    folder: epath.Path,
+    config: TrainConfig,
+    card: Mapping[str, Any],
+    *,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Makes a run folder this config's, or refuses.
 
@@ -189,13 +275,15 @@ def claim(
       folder: run folder; ``config.json`` in it says whose it is.
       config: the training config.
       card: what else determines the run (method, options, source, networks).
+      fresh: removes an earlier run in the folder first.
 
     Returns:
       The record of the run, JSON values, as ``config.json`` holds it.
 
     Raises:
       ValueError: if the folder holds a run of another config, listing what differs, or
-        of a newer version; if its ``config.json`` is damaged; if processes have
+        of a newer version; if its ``config.json`` is damaged; if its checkpoints are
+        gone; if processes have
         different configs, or one does not see the folder.
     """
     folder = epath.Path(folder)
@@ -213,6 +301,8 @@ def claim(
     text = json.dumps(record, indent=2, sort_keys=True) + "\n"
     with distributed.together("take the run folder"):
         if distributed.is_first():
+            if fresh:
+                _begin_again(folder)
             _refuse_another(folder, config, record)
             storage.write_atomic(path, text)
     seen = distributed.of_all(path.is_file() and path.read_text() == text)
@@ -228,8 +318,11 @@ def claim(
 def _refuse_another(
     folder: epath.Path, config: TrainConfig, record: Mapping[str, Any]
 ) -> None:
-    old = _record(folder) if _started(folder) else None
+    if not _started(folder):
+        return
+    old = _record(folder)
     if old is None:
+        _refuse_lost(folder, record)
         return
     try:
         changed = changes(old, record, config)
@@ -240,5 +333,7 @@ def _refuse_another(
             f"run folder {str(folder)!r} holds a run of another config, which is "
             "left as it is. Different (there -> now): "
             + "; ".join(changed)
-            + ". Choose another folder, or the old config to continue."
+            + ". Choose another folder, the old config to continue, or fresh=True "
+            "(--fresh) to remove that run and begin again."
         )
+    _refuse_lost(folder, old)

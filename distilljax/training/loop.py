@@ -16,17 +16,19 @@ from typing import Any
 import jax
 from etils import epath
 
+from distilljax import promotion
 from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.method import Method, check
 from distilljax.training import checks, distributed
 from distilljax.training.checkpoints import Checkpoints
-from distilljax.training.claim import claim
+from distilljax.training.claim import check_fresh, claim
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import Cycle, build_cycle
 from distilljax.training.digests import fingerprint
 from distilljax.training.feed import Feed, place, stage_of
 from distilljax.training.lock import Lock
+from distilljax.training.network_checks import check_networks
 from distilljax.training.profile import Profile
 from distilljax.training.results import Hooks, Interrupted, Signals, TrainResult, View
 from distilljax.training.roles import make_setup, run_mesh
@@ -38,6 +40,7 @@ from distilljax.training.writers import Progress, Writers, close_all, open_write
 AHEAD_CYCLES, AHEAD_SECONDS = 8, 0.2
 
 
+@promotion.usual()
 def train(
     method: Method,
     networks: Mapping[str, Network],
@@ -51,6 +54,7 @@ def train(
     card: Mapping[str, Any] | None = None,
     progress: bool = True,
     profile: tuple[int, int] | None = None,
+    fresh: bool = False,
 ) -> TrainResult:
     """Trains a method, or continues a run where it stopped.
 
@@ -70,6 +74,7 @@ def train(
       progress: whether to show a bar or lines on stderr.
       profile: first and last cycle, from 1, of a profiler trace in ``profile`` of the
         run folder; see `Profile`.
+      fresh: removes the run that is in the folder and begins again.
 
     Returns:
       The result; with a folder, all of it is saved there.
@@ -86,11 +91,13 @@ def train(
     path = None if folder is None else epath.Path(folder)
     where = None if path is None else path / "profile"
     traced = Profile(profile, where, config.cycles)
+    if fresh and path is not None:
+        check_fresh(path)
     run = _Run(method, params, data, config)
     run.profile = traced
     try:
         run.prepare(method, networks, data, sample_shape)
-        run.open(path, data, card, progress)
+        run.open(path, data, card, progress, fresh)
         with Signals(path is not None) as signals:
             run.loop(hooks, signals)
     except BaseException as error:
@@ -132,6 +139,7 @@ class _Run:
         checks.check_setup(self.setup)
         checks.check_classes(self.setup, data)
         checks.check_batch(self.setup, first)
+        check_networks(self.setup, first)
         self.frozen = create_frozen(self.setup, self.given)
         checks.check_finite(self.frozen)
         self.batch = place(self.setup, first)
@@ -143,7 +151,7 @@ class _Run:
         self.meta: dict[str, Any] = {"version": __version__}
         self.step, self.before = 0, 0.0
 
-    def open(self, folder, data, card, progress: bool) -> None:
+    def open(self, folder, data, card, progress: bool, fresh: bool = False) -> None:
         """Restores the newest whole checkpoint, or creates the state."""
         method, config, restored = self.setup.method, self.config, None
         if folder is not None:
@@ -152,8 +160,11 @@ class _Run:
                     self.lock = Lock(folder)
             run = {"method": method.name, "data": getattr(data, "fingerprint", None)}
             record = {**run, **(card or {})}
-            self.meta["run"] = claim(folder, config, record)
+            self.meta["run"] = claim(folder, config, record, fresh=fresh)
             self.meta["frozen"] = fingerprint(self.frozen)
+            if "teacher" in (self.given or {}) and "teacher" not in self.frozen:
+                # A role starts from it, and nothing else reads it.
+                self.meta["start"] = fingerprint(self.given["teacher"])
             checks.check_equal(self.meta["frozen"])
             self.saves = Checkpoints(folder, config.checkpoint)
             restored = self.saves.restore(abstract(self.setup, self.given))
@@ -161,7 +172,7 @@ class _Run:
             self.state = create_state(self.setup, self.given)
             checks.check_start(self.state)
         else:
-            checks.check_frozen(self.meta["frozen"], restored.meta)
+            checks.check_frozen(self.meta, restored.meta)
             checks.check_run(restored.step, restored.meta, self.meta["run"], config)
             self.step, self.state = restored.step, restored.state
             self.before = restored.meta["seconds"]

@@ -27,7 +27,10 @@ from distilljax.training.placement import (
 )
 
 MENDS = {
-    "jvp": "use a network without custom_vjp (attention that jax.jvp can go through)",
+    "jvp": (
+        "use a network without custom_vjp (attention that jax.jvp can go through), or "
+        "derivative=losses.finite_difference() of a method that takes it"
+    ),
     "taps": "return intermediate features for taps=True and list 'taps'",
     "second_time": "build it with a second time input (second_time=True)",
     "null": "give it a null condition (null=) and train it with condition dropout",

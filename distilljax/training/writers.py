@@ -23,6 +23,7 @@ import tqdm
 from etils import epath
 
 from distilljax.storage import Appender
+from distilljax.terminal import is_terminal
 from distilljax.training import loggers
 
 
@@ -248,6 +249,12 @@ def _step(line: str) -> int:
     return step if isinstance(step, int) and not isinstance(step, bool) else -1
 
 
+def last_step(folder: epath.Path) -> int:
+    """Cycle of the last whole record in ``metrics.jsonl``, 0 without one."""
+    steps = (_step(line) for line in _text(folder / "metrics.jsonl").splitlines())
+    return max(steps, default=0)
+
+
 def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[float]]]:
     """Reads ``metrics.jsonl`` back: name -> steps and values; null becomes nan."""
     out: dict[str, tuple[list[int], list[float]]] = {}
@@ -270,8 +277,9 @@ class Progress:
         """Starts at cycle ``start`` of ``total``; ``pause`` seconds between lines."""
         self._name, self._total, self._start, self._pause = name, total, start, pause
         self._bar = None
-        self._lines = show and not sys.stderr.isatty()
-        if show and not self._lines:
+        terminal = is_terminal()
+        self._lines = show and not terminal and sys.stderr is not None
+        if show and terminal:
             self._bar = tqdm.tqdm(
                 total=total, initial=start, desc=name, unit="cycle", dynamic_ncols=True
             )

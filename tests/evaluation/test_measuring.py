@@ -1,5 +1,6 @@
 """``distilljax evaluate`` from files to numbers, comparisons and refusals."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -200,3 +201,42 @@ def test_settings_of_the_protocol_are_those_of_the_functions():
     k = MEASURES["density"].settings(measured)["k"]
     expected = evaluation.density_coverage(y, x, k)
     assert MEASURES["density"].run(measured, {})[0] == expected.density
+
+
+def test_one_metric_that_cannot_be_computed_leaves_the_others(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "two.npz", x=rng.normal(size=(2, 4)))
+    np.savez(tmp_path / "equal.npz", x=np.ones((20, 4)))
+    np.savez(tmp_path / "real.npz", x=rng.normal(size=(60, 4)))
+    out = tmp_path / "a.json"
+    files = {"samples": "two.npz", "reference": "real.npz"}
+    metrics = "--metrics=frechet,precision"
+    assert run(tmp_path, f"--out={out}", metrics, **files) == 0
+    shown = capsys.readouterr()
+    assert "precision                      -" in shown.out
+    assert "samples must have at least 4 rows" in shown.out
+    assert "warning: precision cannot be computed" in shown.err
+    found = measuring.read_report(out)
+    assert np.isfinite(found["frechet"].value)
+    assert np.isnan(found["precision"].value)
+    assert "4 rows" in found["precision"].failed
+    with pytest.raises(ValueError, match="no number to compare: samples must have"):
+        evaluation.ratio(found["precision"], found["precision"])
+    assert run(tmp_path, f"--against={out}", metrics, **files) == 0
+    assert "precision is" not in capsys.readouterr().out
+
+    same = {"samples": "equal.npz", "reference": "equal.npz"}
+    assert run(tmp_path, "--metrics=mmd,energy_distance", **same) == 0
+    assert "positive median distance" in capsys.readouterr().out
+    assert run(tmp_path, "--metrics=mmd", **same) == 2
+    message = capsys.readouterr().err
+    assert "none of the metrics can be computed of samples" in message
+    assert "bandwidth=" not in message
+
+
+def test_numbers_that_are_not_finite_are_no_numbers(place, monkeypatch):
+    points = evaluation.read_samples(place / "points.npz")
+    broken = dataclasses.replace(MEASURES["vendi"], run=lambda m, s: (np.inf, 0.0))
+    monkeypatch.setitem(MEASURES, "vendi", broken)
+    with pytest.raises(ValueError, match="vendi: it came out as inf"):
+        measuring.evaluate(points, points, features.pixels(), "vendi")

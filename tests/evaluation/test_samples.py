@@ -161,3 +161,31 @@ def test_no_file_and_no_array(tmp_path):
         parse_range("-1;1")
     assert parse_range("[-1, 1]") == parse_range("-1,1") == "[-1, 1]"
     assert parse_range(None) is None
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ({"mu": np.full(3, np.nan)}, "mean must be finite numbers, got 3 values of 3"),
+        ({"sigma": np.full((3, 3), np.inf)}, "covariance must be finite"),
+        ({"sigma": -np.eye(3)}, "no negative eigenvalues, got -1"),
+        ({"sigma": np.triu(np.ones((3, 3)))}, "must be symmetric"),
+        ({"count": np.int64(1)}, "count must be the number of rows"),
+        ({"count": np.float64(np.nan)}, "count must be the number of rows"),
+        ({"count": np.array([5, 6])}, "count must be the number of rows"),
+    ],
+)
+def test_statistics_that_are_none_are_refused_by_name(tmp_path, statistics, message):
+    found = {"mu": np.zeros(3), "sigma": np.eye(3)} | statistics
+    np.savez(tmp_path / "bad.npz", **found)
+    with pytest.raises(ValueError, match=rf"bad.npz: .*{message}"):
+        read_reference(tmp_path / "bad.npz")
+
+
+def test_statistics_may_be_rounded(tmp_path):
+    """Float32 and more features than rows: eigenvalues a little below 0."""
+    moments = Moments.of(RNG.normal(size=(6, 20)))
+    sigma = moments.covariance.astype(np.float32)
+    np.savez(tmp_path / "f.npz", mu=moments.mean.astype(np.float32), sigma=sigma)
+    found = read_reference(tmp_path / "f.npz").moments
+    np.testing.assert_allclose(found.covariance, moments.covariance, atol=1e-5)

@@ -7,6 +7,7 @@ import pytest
 from distilljax import data
 from distilljax.method import Follow, Role, Term, check
 from distilljax.training import train
+from distilljax.training.checks import check_frozen
 from tests import toy
 from tests.training import small
 from tests.training.test_cycle import NETWORKS, imitating
@@ -88,6 +89,16 @@ def test_labels():
         np.zeros((9, 2), np.float32), np.arange(9, dtype=np.int32) % 5, num_classes=5
     )
     refused(method, ["5 classes", "num_classes=5"], networks=networks, stream=labelled)
+
+
+def test_a_run_goes_on_with_the_parameters_that_it_began_with():
+    """Whatever their path: a teacher that stays, and one that a role started from."""
+    check_frozen({"frozen": 1}, {"frozen": 1})
+    check_frozen({"frozen": 1, "start": 2}, {"frozen": 1})
+    with pytest.raises(ValueError, match="other parameters than when"):
+        check_frozen({"frozen": 1}, {"frozen": 2})
+    with pytest.raises(ValueError, match="started from had other"):
+        check_frozen({"frozen": 1, "start": 2}, {"frozen": 1, "start": 3})
 
 
 def test_a_refused_run_leaves_no_folder(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from distilljax import __version__
-from distilljax.training.claim import claim, differing
+from distilljax.training.claim import check_fresh, claim, differing
 from distilljax.training.config import TrainConfig
 
 CONFIG = TrainConfig.of({"student": {"lr": 0.5}, "max_skipped": 3})
@@ -134,6 +134,74 @@ def test_a_damaged_record_without_a_checkpoint_that_knows(run):
     assert (run / "config.json").read_text() == '{"train"'
 
 
+def test_where_teacher_and_data_lie_is_no_part_of_a_run(tmp_path):
+    """Their fingerprints are; without one of the data, its path stands for it."""
+
+    def of(teacher, path, data, **card):
+        source = {"name": "npz", "path": path}
+        return {"data": data, "card": {"teacher": teacher, "source": source, **card}}
+
+    folder = epath.Path(tmp_path)
+    claim(folder, CONFIG, of("teach", "a.npz", "f"))
+    (folder / "metrics.jsonl").write_text("{}")
+    record = claim(folder, CONFIG, of("/there/teach", "../a.npz", "f"))
+    assert record["card"]["teacher"] == "/there/teach"
+    with pytest.raises(ValueError, match="data: f -> g"):
+        claim(folder, CONFIG, of("teach", "a.npz", "g"))
+    with pytest.raises(ValueError, match="card.width: "):
+        claim(folder, CONFIG, of("teach", "a.npz", "f", width=3))
+    claim(folder, CONFIG, of("teach", "a.npz", None) | {"data": "f"})
+    (folder / "metrics.jsonl").unlink()
+    claim(folder, CONFIG, of("teach", "a.npz", None))
+    (folder / "metrics.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match="card.source.path: a.npz -> b.npz"):
+        claim(folder, CONFIG, of("teach", "b.npz", None))
+
+
 def test_differing():
     old, new = {"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}
     assert differing(old, new) == ["a.c: 2 -> 3", "d: (none) -> 4"]
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied", "ended"])
+def test_a_run_without_its_checkpoints_does_not_begin_again(tmp_path, how):
+    config = TrainConfig.of({"cycles": 30, "checkpoint": {"every": 5}})
+    folder = epath.Path(tmp_path)
+    claim(folder, config, CARD)
+    (folder / "mine.txt").write_text("kept")
+
+    def left(last, saves):
+        text = "".join(f'{{"step": {step}}}\n' for step in range(1, last + 1))
+        (folder / "metrics.jsonl").write_text(text)
+        if saves:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+
+    # Killed before the first checkpoint, or while it was saved.
+    left(4, saves=False)
+    claim(folder, config, CARD)
+    left(7, saves=True)
+    claim(folder, config, CARD)
+    if how == "removed":
+        (folder / "checkpoints").rmdir()
+    elif how == "emptied":
+        left(11, saves=True)
+    else:
+        (folder / "params").mkdir()
+    with pytest.raises(ValueError, match=r"no checkpoint to continue .*--fresh"):
+        claim(folder, config, CARD)
+    # When checkpoints are due may change from call to call.
+    rarely = TrainConfig.of({"cycles": 30, "checkpoint": {"every": 0}})
+    with pytest.raises(ValueError, match="no checkpoint to continue"):
+        claim(folder, rarely, CARD)
+    other = TrainConfig.of({"cycles": 30, "seed": 3})
+    claim(folder, other, CARD, fresh=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "mine.txt"]
+
+
+def test_fresh_leaves_alone_what_is_no_run(tmp_path):
+    folder = epath.Path(tmp_path)
+    check_fresh(folder / "none")
+    check_fresh(folder)
+    (folder / "thesis.txt").write_text("words")
+    with pytest.raises(ValueError, match="holds no run"):
+        check_fresh(folder)

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -226,3 +227,19 @@ def test_a_folder_of_a_run_that_never_started_is_free(tmp_path):
         train(method, NETWORKS, *args, CONFIG, tmp_path, progress=False)
     other = {**CONFIG, "cycles": 1, "seed": 5}
     train(imitating(), NETWORKS, *args, other, tmp_path, progress=False)
+
+
+def test_a_fresh_run_begins_again_in_its_folder(tmp_path):
+    method = small.regression()
+    train(method, NETWORKS, None, source(), CONFIG, tmp_path, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints")
+    other = {**CONFIG, "seed": 5}
+    with pytest.raises(ValueError, match="holds a run of another config.*fresh=True"):
+        train(method, NETWORKS, None, source(), other, tmp_path, progress=False)
+    with pytest.raises(ValueError, match="no checkpoint to continue from"):
+        train(method, NETWORKS, None, source(), CONFIG, tmp_path, progress=False)
+    again = train(
+        method, NETWORKS, None, source(), other, tmp_path, progress=False, fresh=True
+    )
+    expected = train(method, NETWORKS, None, source(), other, progress=False)
+    assert equal(again.state, expected.state)
