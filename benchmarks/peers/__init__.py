@@ -1,0 +1,1 @@
+"""Peers: the step of official codes, fetched by the user, against ours."""
