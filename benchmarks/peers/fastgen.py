@@ -16,28 +16,32 @@ user, and nothing of it is here.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import measure
 from benchmarks.measure import Result, Scale
+from benchmarks.peers import side
+from benchmarks.peers.side import Peer, Side
 from distilljax import methods, networks
-from distilljax.method import Method, batches
-from distilljax.training import TrainConfig, build_cycle, create_state, make_setup
-from distilljax.training.cost import matmul_flops
-from distilljax.training.cycle import run_cycle
-from distilljax.training.state import create_frozen
+from distilljax.binding import Network
+from distilljax.method import Method
 
-COMMIT = "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2"
+PEER = Peer(
+    "NVlabs/FastGen",
+    "34f30e8ff1a563555fc0c7d59f1c1409dacd8af2",
+    "fastgen/networks/DiT/network.py",
+    "fastgen",
+)
 METHODS = ("scm", "dmd2", "mean_flow")
 LIMIT, GOAL = 1.1, 0.9
 SIZES = {
@@ -53,19 +57,17 @@ SIZES = {
 }
 
 
-class Peer:
-    """FastGen's cycles in a process of its own; call it for the seconds of a block."""
+class Process:
+    """FastGen's cycles in a process of its own; call it for the seconds of one."""
 
     def __init__(
-        self, python: str, path: str, method: str, sizes: dict[str, int], count: int
+        self, python: str, path: pathlib.Path, method: str, sizes: dict[str, int]
     ):
         """Starts it; it has trained one cycle when this returns."""
         settings = {"method": method, "sizes": sizes, "threads": os.cpu_count()}
         script = pathlib.Path(__file__).with_name("fastgen_step.py")
-        self._count = count
         self._process = subprocess.Popen(
-            [python, str(script), str(pathlib.Path(path).resolve())]
-            + [json.dumps(settings)],
+            [python, str(script), str(path.resolve())] + [json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -82,7 +84,7 @@ class Peer:
             )
         return line
 
-    def __enter__(self) -> Peer:
+    def __enter__(self) -> Process:
         return self
 
     def __exit__(self, *_) -> None:
@@ -90,8 +92,8 @@ class Peer:
         self._process.wait()
 
     def __call__(self) -> float:
-        """Seconds of a block."""
-        self._process.stdin.write(f"{self._count}\n")
+        """Seconds of a cycle."""
+        self._process.stdin.write("1\n")
         self._process.stdin.flush()
         return float(self._answer())
 
@@ -106,86 +108,55 @@ def method_of(name: str, sizes: dict[str, int]) -> Method:
     return methods.build(name, **options[name])
 
 
-class Ours:
-    """Our cycles on one batch; call it for the seconds of a block."""
+def network_of(name: str, sizes: dict[str, int]) -> Network:
+    """The DiT of the peer."""
+    return networks.dit(
+        (sizes["side"], sizes["side"], sizes["channels"]),
+        patch=sizes["patch"],
+        width=sizes["width"],
+        depth=sizes["depth"],
+        heads=sizes["heads"],
+        num_classes=sizes["classes"],
+        second_time=name == "mean_flow",
+        qk_norm=False,
+    )
 
-    def __init__(self, name: str, sizes: dict[str, int], count: int):
-        """Compiles nothing yet."""
-        shape = (sizes["side"], sizes["side"], sizes["channels"])
-        method = method_of(name, sizes)
-        net = networks.dit(
-            shape,
-            patch=sizes["patch"],
-            width=sizes["width"],
-            depth=sizes["depth"],
-            heads=sizes["heads"],
-            num_classes=sizes["classes"],
-            second_time=name == "mean_flow",
-            qk_norm=False,
-        )
-        role = {"optimizer": "adamw", "lr": 1e-4, "ema": None, "clip": None}
-        config = TrainConfig.of(
-            {"batch_size": sizes["batch"], "cycles": 10**6, "default": role},
-            roles=method.roles,
-        )
-        lead = (batches(method.phases), 1, sizes["batch"])
-        key = jax.random.key(0)
-        self._batch = {
-            "x0": jax.random.normal(key, (*lead, *shape)),
-            "cond": jnp.zeros(lead, jnp.int32),
-        }
-        setup = make_setup(
-            method,
-            {"backbone": net},
-            config,
-            shape,
-            batch=jax.eval_shape(lambda: self._batch),
-        )
-        needed = {role.init for role in method.roles.values()} | set(method.roles)
-        given = {"teacher": net.init(key)} if "teacher" in needed else {}
-        self._state, self._frozen = (
-            create_state(setup, given),
-            create_frozen(setup, given),
-        )
-        leaves = jax.tree.leaves(self._state.params["student"])
-        self.parameters = sum(leaf.size for leaf in leaves)
-        self.flops = matmul_flops(
-            functools.partial(run_cycle, setup, method.phases),
-            self._state,
-            self._frozen,
-            self._batch,
-        )
-        self._cycle = build_cycle(setup, method.phases)
-        self._block = measure.timed(self._step, count)
 
-    def _step(self) -> Any:
-        self._state, metrics = self._cycle(self._state, self._frozen, self._batch)
-        return metrics
-
-    def __call__(self) -> float:
-        """Seconds of a block."""
-        return self._block()
+def ours(name: str, network: Network, sizes: dict[str, int]) -> Side:
+    """Our cycle, by the clock on the wall."""
+    shape = (sizes["side"], sizes["side"], sizes["channels"])
+    return side.ours(
+        method_of(name, sizes),
+        network,
+        side.data(shape, sizes["classes"], sizes["batch"]),
+        clock=time.perf_counter,
+        optimizer="adamw",
+        lr=1e-4,
+        ema=None,
+        clip=None,
+    )
 
 
 def compare(
-    name: str, python: str, path: str, scale: Scale, sizes: dict[str, int]
+    name: str, python: str, path: pathlib.Path, scale: Scale, sizes: dict[str, int]
 ) -> list[Result]:
     """The ratios of one method: of seconds, and of operations."""
-    count = scale.steps(4)
-    ours = Ours(name, sizes, count)
-    with Peer(python, path, name, sizes, count) as peer:
-        pairs = measure.interleaved(ours, peer, scale.pairs, warm=1)
+    network = network_of(name, sizes)
+    mine = ours(name, network, sizes)
+    with Process(python, path, name, sizes) as peer:
+        pairs = measure.interleaved(mine.block, peer, scale.pairs, warm=1)
     found = measure.ratio(
         f"{name} cycle",
-        f"ours / FastGen {COMMIT[:7]} (torch {peer.told['torch']})",
+        f"ours / FastGen {PEER.commit[:7]} (torch {peer.told['torch']})",
         pairs,
         limit=LIMIT,
         goal=GOAL,
-        steps=count,
     )
-    found["parameters"] = [ours.parameters, peer.told["parameters"]]
+    leaves = jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0)))
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in leaves)
+    found["parameters"] = [parameters, peer.told["parameters"]]
     found["sizes"] = sizes
-    operations = ours.flops / peer.told["flops"]
+    operations = mine.flops / peer.told["flops"]
     return [
         found,
         {
@@ -195,7 +166,7 @@ def compare(
             "limit": 1.05,
             "goal": 1.0,
             "passed": operations <= 1.05,
-            "flops": [ours.flops, peer.told["flops"]],
+            "flops": [mine.flops, peer.told["flops"]],
         },
     ]
 
@@ -203,19 +174,20 @@ def compare(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 1 if a limit is missed."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--peer", required=True, help="checkout of NVlabs/FastGen")
+    parser.add_argument("--peer", help="folder with the official code")
     parser.add_argument("--peer-python", required=True, help="Python that runs it")
     parser.add_argument("--methods", default=",".join(METHODS))
     for name, size in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
     given, rest = parser.parse_known_args(arguments)
     sizes = {name: getattr(given, name) for name in SIZES}
+    folder = PEER.folder(given.peer)
 
     def run(scale: Scale) -> list[Result]:
         return [
             result
             for name in given.methods.split(",")
-            for result in compare(name, given.peer_python, given.peer, scale, sizes)
+            for result in compare(name, given.peer_python, folder, scale, sizes)
         ]
 
     return measure.main(run, "peers.fastgen", __doc__, rest)
