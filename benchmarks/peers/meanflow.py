@@ -14,7 +14,6 @@ all; ours is measured with a share that is drawn, and with a fixed one.
 from __future__ import annotations
 
 import sys
-import types
 from typing import Any, NamedTuple
 
 import jax
@@ -46,17 +45,11 @@ class State(NamedTuple):
     step: jax.Array
 
 
-def clip(x: Any, lower: Any = None, upper: Any = None, **old: Any) -> jax.Array:
-    """`jnp.clip` with the keywords of older versions too."""
-    lower, upper = old.get("a_min", lower), old.get("a_max", upper)
-    return jnp.clip(x, lower, upper)
-
-
 def official(folder: str | None, patch: int) -> Side:
     """The official update on a DiT-S."""
     with side.importable(PEER.folder(folder)):
         import meanflow as code
-    code.jnp = types.SimpleNamespace(**{**vars(jnp), "clip": clip})
+    side.older(code)
     model = code.MeanFlow(
         model_str=f"DiT_S_{patch}",
         model_config={},
@@ -102,9 +95,8 @@ def official(folder: str | None, patch: int) -> Side:
 def ours(patch: int, scale: Scale, law: Pair) -> Side:
     """Our cycle of the same: data in place of a teacher, no guidance."""
     method = mean_flow(law=law, teacher=False)
-    return side.ours(
-        method, patch, scale, optimizer="adam", betas=(0.9, 0.95), ema=0.9999
-    )
+    network = side.dit_s(patch, scale, second_time=True)
+    return side.ours(method, network, optimizer="adam", betas=(0.9, 0.95), ema=0.9999)
 
 
 def run(scale: Scale, folder: str | None = None) -> list[Result]:

@@ -118,7 +118,8 @@ def official(folder: str | None, patch: int) -> Side:
 def ours(patch: int, scale: Scale) -> Side:
     """Our cycle of the same: data in place of a teacher."""
     method = shortcut(teacher=False, clip=4.0, label_dropout=0.1)
-    return side.ours(method, patch, scale, optimizer="adamw", weight_decay=0.1)
+    network = side.dit_s(patch, scale, second_time=True)
+    return side.ours(method, network, optimizer="adamw", weight_decay=0.1)
 
 
 def run(scale: Scale, folder: str | None = None) -> list[Result]:

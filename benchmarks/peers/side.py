@@ -7,6 +7,7 @@ import contextlib
 import pathlib
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from benchmarks import measure
 from benchmarks.measure import Block, Result, Scale
 from benchmarks.workload import filled
 from distilljax import networks
-from distilljax.method import Method
+from distilljax.binding import Network
+from distilljax.method import Method, batches
 from distilljax.networks.embeddings import Frequencies
 from distilljax.training import TrainConfig, build_cycle
 from distilljax.training.cost import matmul_flops
@@ -70,27 +72,44 @@ def importable(folder: pathlib.Path) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None) or ""
-            if file.startswith(str(folder)):
+            found = sys.modules[name]
+            # A folder without an __init__ has a path only.
+            places = [getattr(found, "__file__", None), *getattr(found, "__path__", ())]
+            if any(str(place).startswith(str(folder)) for place in places):
                 del sys.modules[name]
+
+
+def older(module: Any) -> None:
+    """Gives a module of official code the keywords of `jnp.clip` that jax has lost."""
+
+    def clip(x: Array, lower: Any = None, upper: Any = None, **old: Any) -> Array:
+        return jnp.clip(x, old.get("a_min", lower), old.get("a_max", upper))
+
+    module.jnp = types.SimpleNamespace(**{**vars(jnp), "clip": clip})
 
 
 class Side(NamedTuple):
     """A compiled update.
 
     Attributes:
-      forwards: matrix products of an update over those of a forward pass of the batch.
+      flops: operations of the matrix products of an update.
+      forwards: the same over those of a forward pass of the batch.
       temporaries: bytes that the compiled program allocates beside state and batch.
-      block: runs an update and returns the processor seconds of all threads.
+      block: runs an update and returns its seconds.
     """
 
+    flops: float
     forwards: float
     temporaries: int
     block: Block
 
 
 def side(
-    step: Callable[..., Any], forward: Callable[..., Array], state: Any, *rest: Any
+    step: Callable[..., Any],
+    forward: Callable[..., Array],
+    state: Any,
+    *rest: Any,
+    clock: Callable[[], float] = time.process_time,
 ) -> Side:
     """Compiles an update ``(state, *rest) -> (state, ...)``, the state donated.
 
@@ -99,27 +118,31 @@ def side(
       forward: ``state -> output`` of one forward pass of the batch.
       state: first state; it is consumed.
       *rest: what every update gets.
+      clock: what seconds are; default those of the processor, of all threads.
     """
-    flops = matmul_flops(step, state, *rest) / matmul_flops(forward, state)
+    flops = matmul_flops(step, state, *rest)
+    forwards = flops / matmul_flops(forward, state)
     program = step.lower(state, *rest).compile()
     held = [state]
 
     def block() -> float:
-        began = time.process_time()
+        began = clock()
         held[0] = program(held[0], *rest)[0]
         jax.block_until_ready(held[0])
-        return time.process_time() - began
+        return clock() - began
 
     size = program.memory_analysis().temp_size_in_bytes
-    return Side(flops, size, block)
+    return Side(flops, forwards, size, block)
 
 
-def data() -> dict[str, Array]:
+def data(
+    shape: tuple[int, ...] = SHAPE, classes: int = CLASSES, batch: int = BATCH
+) -> dict[str, Array]:
     """A batch of random latents and labels."""
     rng = np.random.default_rng(0)
     return {
-        "x0": jnp.asarray(rng.standard_normal((BATCH, *SHAPE)), jnp.float32),
-        "cond": jnp.asarray(rng.integers(0, CLASSES, BATCH), jnp.int32),
+        "x0": jnp.asarray(rng.standard_normal((batch, *shape)), jnp.float32),
+        "cond": jnp.asarray(rng.integers(0, classes, batch), jnp.int32),
     }
 
 
@@ -132,44 +155,71 @@ def random_like(shapes: Any) -> Any:
     )
 
 
-def ours(method: Method, patch: int, scale: Scale, **student: Any) -> Side:
-    """The cycle of a method on the same DiT-S.
+def dit_s(patch: int, scale: Scale, *, second_time: bool) -> Network:
+    """The DiT-S of the official codes, which do not normalise queries and keys.
 
     Args:
-      method: with a student, and what follows it.
       patch: side of a patch.
-      scale: a tiny one shrinks the network.
-      **student: how the student is trained, see `RoleConfig`.
+      scale: a tiny one shrinks it.
+      second_time: whether it takes a second time.
     """
     small = {"width": 16, "depth": 2, "heads": 2} if scale.tiny else {"size": "S"}
-    network = networks.dit(
+    return networks.dit(
         SHAPE,
         **small,
         patch=patch,
         num_classes=CLASSES,
-        second_time=True,
+        second_time=second_time,
         qk_norm=False,
         frequencies=Frequencies(count=128),
     )
-    batch = jax.tree.map(lambda x: x[None, None], data())
-    config = TrainConfig.of({"batch_size": BATCH, "student": student})
+
+
+def ours(
+    method: Method,
+    network: Network,
+    batch: dict[str, Array] | None = None,
+    *,
+    clock: Callable[[], float] = time.process_time,
+    **training: Any,
+) -> Side:
+    """The cycle of a method.
+
+    Args:
+      method: with a student, and what follows it.
+      network: of all its roles.
+      batch: what every update of the cycle gets; default `data`.
+      clock: see `side`.
+      **training: how every role is trained, see `RoleConfig`.
+    """
+    given = data() if batch is None else batch
+    count, size = batches(method.phases), len(given["x0"])
+    repeated = jax.tree.map(
+        lambda x: jnp.broadcast_to(x, (count, 1, *x.shape)).copy(), given
+    )
+    config = TrainConfig.of(
+        {"batch_size": size, "default": training}, roles=method.roles
+    )
     setup = make_setup(
         method,
         {"backbone": network},
         config,
-        SHAPE,
-        batch=jax.eval_shape(lambda: batch),
+        given["x0"].shape[1:],
+        batch=jax.eval_shape(lambda: repeated),
     )
-    params = {"student": filled(network)}
+    first = "teacher" if "teacher" in method.roles else "student"
+    params = {first: filled(network)}
     frozen = create_frozen(setup, params)
     state = create_state(setup, params)
 
     def forward(state: Any) -> Array:
-        t = jnp.full((BATCH,), 0.5)
-        x, cond = batch["x0"][0, 0], batch["cond"][0, 0]
-        return network.apply(state.params["student"], x, t, cond, 0.5 * t)
+        t = jnp.full((size,), 0.5)
+        second = 0.5 * t if "second_time" in network.capabilities else None
+        params = state.params["student"]
+        return network.apply(params, given["x0"], t, given["cond"], second)
 
-    return side(build_cycle(setup, method.phases), forward, state, frozen, batch)
+    cycle = build_cycle(setup, method.phases)
+    return side(cycle, forward, state, frozen, repeated, clock=clock)
 
 
 def compare(
@@ -181,6 +231,7 @@ def compare(
     forwards: float,
     seconds: tuple[float, float],
     memory: tuple[float, float] | None = None,
+    alike: bool = True,
 ) -> list[Result]:
     """Evaluations, processor time and temporaries of both sides.
 
@@ -192,7 +243,12 @@ def compare(
       forwards: largest number of evaluations an update.
       seconds: ``(limit, goal)`` of the ratio of processor times.
       memory: ``(limit, goal)`` of the ratio of temporaries; None does not compare.
+      alike: whether both train the same network by the same method. If not, seconds are
+        divided by the operations of an update and bytes by those of a forward pass.
     """
+    both = (mine, theirs)
+    work = [1.0 if alike else s.flops for s in both]
+    size = [1.0 if alike else s.flops / s.forwards for s in both]
     results: list[Result] = [
         {
             "name": f"{name}: evaluations",
@@ -205,21 +261,26 @@ def compare(
         }
     ]
     if memory is not None:
-        value = mine.temporaries / theirs.temporaries
+        ours, official = (s.temporaries / n for s, n in zip(both, size, strict=True))
+        value = ours / official
         results.append(
             {
                 "name": f"{name}: temporaries",
-                "what": "bytes beside state and batch over the official's",
+                "what": "bytes beside state and batch"
+                + ("" if alike else ", for an operation of a forward pass,")
+                + " over the official's",
                 "value": value,
-                "megabytes": [s.temporaries / 2**20 for s in (mine, theirs)],
+                "megabytes": [s.temporaries / 2**20 for s in both],
                 "limit": memory[0],
                 "goal": memory[1],
                 "passed": value <= memory[0],
             }
         )
     pairs = measure.interleaved(mine.block, theirs.block, scale.pairs)
+    pairs = [[a / work[0], b / work[1]] for a, b in pairs]
     limit, goal = seconds
-    what = "processor seconds of an update over the official's"
+    what = f"processor seconds of an {'update' if alike else 'operation'}"
+    what += " over the official's"
     results.append(
         measure.ratio(f"{name}: processor time", what, pairs, limit=limit, goal=goal)
     )
