@@ -151,7 +151,7 @@ def wrong(*arguments):
         (["train", "--config={card}", "--tescher=x"], "Did you mean '--teacher'"),
         (["train", "--config={card}", "--config.cycle=3"], "Did you mean 'cycles'"),
         (["train", "--config={card}", "--config.student.lrr=3"], "'student.lr'"),
-        (["train", "--config={card}", "--config.cycles=abc"], "cannot be 'abc'"),
+        (["train", "--config={card}", "--config.cycles=abc"], "does not fit the card"),
         (
             ["train", "--config={card}", "--config.cycles=0"],
             "cycles must be at least 1",
