@@ -179,7 +179,7 @@ def run(scale: Scale, folder: str | None = None) -> list[Result]:
     """All results of this file."""
     theirs = official(folder, 4)
     return side.compare(
-        "Drifting next to flow_matching S/4",
+        "Drifting S/4",
         ours(4, scale),
         theirs,
         scale,
