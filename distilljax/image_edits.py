@@ -212,9 +212,10 @@ def _times(
         if not 0.0 < math.atan(noise) <= top:
             # The angle of pure noise is a right one up to rounding.
             ends = top > math.pi / 2.0 - 1e-6
-            levels = "be positive" if ends else f"lie in (0, {math.tan(top):.3g}]"
+            highest = "inf)" if ends else f"{math.tan(top):.3g}]"
             raise ValueError(
-                f"noise must {levels}, a level of the student's, got {noise}"
+                f"noise must lie in (0, {highest}, the levels of the student, got "
+                f"{noise}"
             )
         top = math.atan(noise)
     if strength is not None:

@@ -118,6 +118,9 @@ CASES = {
 }
 
 
+# Methods whose terms give a row of the batch its part by its place (`shares.Shares`).
+PLACED = ("shortcut",)
+
 # One of every kind of loss; the dearest tests take the others under --full only.
 CORE = ("flow_matching", "cm_cd", "scm", "mean_flow", "dmd2", "sid", "rcm", "gdmd")
 

@@ -21,7 +21,7 @@ from distilljax.training import (
     make_setup,
     train,
 )
-from distilljax.training.checkpoints import Checkpoints
+from distilljax.training.checkpoints import Checkpoints, _checksum
 from distilljax.training.config import CheckpointConfig, TrainConfig
 from distilljax.training.export import load_params, save_params
 from distilljax.training.lock import Lock
@@ -151,10 +151,12 @@ def test_what_is_no_checkpoint_is_left_alone(folder):
 
 
 def meta_of(folder, change):
+    """What another version would have written, under its checksum."""
     path = folder / "checkpoints" / "3" / "meta" / "metadata"
     meta = json.loads(path.read_text())
     change(meta)
-    path.write_text(json.dumps(meta))
+    data = json.loads((path.parent.parent / "data" / "metadata").read_text())
+    path.write_text(json.dumps({**meta, "checksum": _checksum(meta, data)}))
 
 
 @pytest.mark.parametrize("version", ["9.9", None])
