@@ -6,7 +6,8 @@
 and the options of the compiler: a UNet costs minutes to compile, and an equal program
 needs about the same under every compiler of a release (``0.0.42``). ``--compile``
 compiles all and, under the very compiler, compares with what was kept; ``--write``
-keeps what is new in place of what the pair had. Prints a JSON object a line.
+keeps what is new in place of what the pair had; ``--known`` compiles none, and says of
+a program that was not compiled before no more than that. Prints a JSON object a line.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def release(version):
     return version.split(".")[:3]
 
 
-def programs(pairs, always, kept):
+def programs(pairs, always, kept, only_known=False):
     """``(pair, digest, result)`` of every pair."""
     for pair in pairs:
         card, _, topology = pair.partition("@")
@@ -48,6 +49,9 @@ def programs(pairs, always, kept):
             "compiler": program.compiler,
             "known": known,
         }
+        if only_known and not known:
+            yield pair, result, before
+            continue
         found = program.compile() if always or not known else as_before(program, before)
         result |= {"text": str(found), "fits": found.fits, **needs(found)}
         yield pair, result, before
@@ -72,16 +76,18 @@ def main(arguments=None):
     parser.add_argument("pairs", nargs="+")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--known", action="store_true")
     given = parser.parse_args(arguments)
     kept = json.loads(KEPT.read_text()) if KEPT.is_file() else {}
     failed = False
-    for pair, result, before in programs(given.pairs, given.compile, kept):
+    found = programs(given.pairs, given.compile, kept, given.known)
+    for pair, result, before in found:
         if result["known"] and result["compiler"] == before["compiler"]:
             changed = [n for n in FIELDS if result[n] != before[n]]
             result["changed"] = changed
             failed |= bool(changed)
         print(json.dumps(result), flush=True)
-        if given.write:
+        if given.write and "fits" in result:
             kept[pair] = {n: result[n] for n in ("digest", "compiler", *FIELDS)}
             text = json.dumps(dict(sorted(kept.items())), indent=1) + "\n"
             storage.write_atomic(KEPT, text.encode())
