@@ -137,12 +137,14 @@ def test_records_and_pairs_are_written_as_on_disk(bucket, tmp_path):
 def test_checkpoints_set_partial_ones_aside_there(bucket):
     # Orbax asks Google's client about gs://, so this bucket goes by another name.
     folder = epath.Path(bucket.replace("gs://", "s3://")) / "run"
-    partial = folder / "checkpoints" / "5.tmp"
+    partial = folder / "checkpoints" / "5.orbax-checkpoint-tmp"
     partial.mkdir(parents=True)
     (partial / "state").write_text("half")
-    with pytest.warns(UserWarning, match="s3://bucket/run/checkpoints/5.tmp' is part"):
+    with pytest.warns(UserWarning, match="checkpoints/5.orbax-checkpoint-tmp' is part"):
         saves = Checkpoints(folder, CheckpointConfig())
     assert saves.steps == []
     assert names(folder) == ["checkpoints", "damaged"]
-    assert (folder / "damaged" / "000-5.tmp" / "state").read_text() == "half"
+    assert (
+        folder / "damaged" / "000-5.orbax-checkpoint-tmp" / "state"
+    ).read_text() == "half"
     saves.close()

@@ -126,7 +126,7 @@ def test_names_of_loggers_are_checked():
     )
     with pytest.raises(ValueError, match="Did you mean 'tensorboard'"):
         TrainConfig.of({"logging": "tensorbord"})
-    with pytest.raises(ValueError, match="joined by commas"):
+    with pytest.raises(ValueError, match="logging must be text"):
         TrainConfig.of({"logging": ["wandb"]})
 
 
