@@ -23,13 +23,14 @@ def train(options: argparse.Namespace) -> int:
         with config.unlocked():
             config.teacher = options.teacher
     found = cards.expand(config)
-    folder = epath.Path(options.out or f"runs/{epath.Path(options.config).stem}")
+    name = cards.locate(options.config)[0].stem
+    folder = epath.Path(options.out or f"runs/{name}")
     teacher = None
     if found.method.taught:
         if not found.teacher:
             raise ValueError(
                 f"method {found.method.name!r} starts from a teacher: pass --teacher="
-                "FOLDER of a finished run, for example of configs/digits/teacher.py"
+                "FOLDER of a finished run, for example of the card digits/teacher"
             )
         teacher = api.load(found.teacher)
     fitted = api.fit_card(
@@ -42,6 +43,17 @@ def train(options: argparse.Namespace) -> int:
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")
     print(f"sample it: distilljax sample --run={folder} --steps=1")
+    return 0
+
+
+def configs(options: argparse.Namespace) -> int:
+    """Prints the cards of this library."""
+    from distilljax import cards
+
+    found = cards.shipped()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        print(f"{name:{width}}  {cards.headline(path)}")
     return 0
 
 

@@ -23,6 +23,7 @@ from etils import epath
 
 from distilljax import editing, promotion, storage
 from distilljax.binding import Bound, Network, told
+from distilljax.extras import needed
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
@@ -395,7 +396,8 @@ def generate(
     starts = range(0, count, batch_size)
     shown = is_terminal() if progress is None else progress
     if shown:
-        from tqdm import tqdm
+        with needed("the bar of sampling"):
+            from tqdm import tqdm
 
         starts = tqdm(starts, desc=tag or "sampling", unit="batch")
     out = np.empty((count, *sample_shape), np.float32)

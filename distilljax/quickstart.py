@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +26,6 @@ from distilljax.training.writers import read_metrics
 
 METHODS = ("scm", "mean_flow", "dmd2", "rcm")
 PROBES = 8
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "digits"
 _SMOKE_CYCLES = {"teacher": 60}
 _SMOKE_SIZES = {"width": 64, "hidden": 64, "blocks": 1, "embedding": 32}
 
@@ -58,11 +56,6 @@ def run(
     Raises:
       ValueError: if the folder holds something else.
     """
-    if not CONFIGS.is_dir():
-        raise ValueError(
-            f"the quick start reads the repository's cards and finds no {CONFIGS}: "
-            "clone the repository and run launch/quickstart.sh in it"
-        )
     folder = epath.Path(out)
     with _quick_compilation(smoke):
         return _run(_Job(folder, smoke, seed, fresh))
@@ -123,7 +116,7 @@ class _Job:
         self.x0, self.labels = self.judge.x0, self.judge.labels
 
     def _card(self, name: str) -> Any:
-        config: Any = cards.load(CONFIGS / f"{name}.py")
+        config: Any = cards.load(f"digits/{name}")
         config.seed = self.seed
         if not self.smoke:
             return config

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    ("errors", "storage", "axes", "shares", "terminal", "promotion"),
+    ("errors", "extras", "storage", "axes", "shares", "terminal", "promotion"),
     ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from distilljax.bench.suites import STEPS
+from distilljax.extras import needed
 
 _COLOURS = {
     "consistency": "#1f6fb2",
@@ -46,8 +47,9 @@ def _png(figure: Any) -> bytes:
 
 def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     # Without pyplot, which would choose a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needed("the bench's pictures"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)

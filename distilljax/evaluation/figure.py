@@ -32,6 +32,7 @@ from distilljax.evaluation.summary import (
     number,
     ratio_to_teacher,
 )
+from distilljax.extras import needed
 
 _COLOURS = (
     "#0f6cbd",
@@ -96,17 +97,12 @@ def report_figure(
     Raises:
       ValueError: grids of unequal size or not divisible by `columns`; a curve whose
         series and steps differ in length.
-      ImportError: matplotlib is not installed.
+      ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
+    with needed("the report's picture"):
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the report's picture needs matplotlib; install it with "
-            "`pip install matplotlib`."
-        ) from error
     _check_curves(curves)
     pictures, rows, gap = _pictures(grids, columns)
     top = 172
