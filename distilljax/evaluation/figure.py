@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from distilljax.evaluation.panels import (
     DPI,
     MUTED,
+    PALETTE,
     TEACHER,
     WIDTH,
     Curves,
@@ -33,17 +34,6 @@ from distilljax.evaluation.summary import (
     ratio_to_teacher,
 )
 from distilljax.extras import needed
-
-_COLOURS = (
-    "#0f6cbd",
-    "#d1501a",
-    "#0b8a63",
-    "#8e4ec6",
-    "#a67c00",
-    "#c2185b",
-    "#00838f",
-    "#6d4c41",
-)
 
 _MARGIN, _GUTTER = 64, 48
 _BLOCK_GAP, _GROUP_GAP, _LARGEST_GROUP_GAP = 14, 44, 96
@@ -70,7 +60,7 @@ def parse_block(key: str) -> Block:
 def colours(report: Mapping[str, Any]) -> dict[str, str]:
     """A colour for the teacher and, by its place in the report, for every method."""
     methods = enumerate(methods_of(report))
-    return {m: _COLOURS[i % len(_COLOURS)] for i, m in methods} | {"teacher": TEACHER}
+    return {m: PALETTE[i % len(PALETTE)] for i, m in methods} | {"teacher": TEACHER}
 
 
 def report_figure(
