@@ -32,8 +32,6 @@ from distilljax.training.versions import read_record
 if TYPE_CHECKING:
     from distilljax import cards
 
-GRID_STEPS = {"flow_matching": 16}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fitted:
@@ -121,9 +119,9 @@ def fit(
                 f"source must be a data source, got {type(source).__name__} without "
                 f"{name}; make one of arrays with distilljax.data.arrays(x0, cond)"
             )
-    shape, classes = tuple(source.sample_shape), source.num_classes
+    shape = tuple(source.sample_shape)
+    classes, conditional = _conditions(source, settings)
     where = None if folder is None else epath.Path(folder)
-    conditional = _conditional(source)
     if hooks is None:
         hooks = Hooks()
         if settings.diagnose_every:
@@ -211,9 +209,12 @@ def fit_card(
     )
 
 
-def _conditional(source: Any) -> bool:
+def _conditions(source: Any, settings: TrainConfig) -> tuple[int | None, bool]:
+    """The number of classes that a student is told, and whether it is told others."""
+    if settings.ignore_cond:
+        return None, False
     fields = getattr(source, "fields", ())
-    return source.num_classes is None and "cond" in fields
+    return source.num_classes, source.num_classes is None and "cond" in fields
 
 
 def _grid_hook(
@@ -224,7 +225,7 @@ def _grid_hook(
     folder: epath.Path,
 ):
     """Writes a grid of a fixed seed, one label a row."""
-    steps = GRID_STEPS.get(method.name, 1)
+    steps = method.sampling.steps
     sampler = jax.jit(generation.student_sampler(method, network, steps))
     columns = 8
     labels = None
@@ -274,8 +275,7 @@ def load(folder: str | os.PathLike) -> Fitted:
         network_of(found.method.roles, role, found.networks),
         load_params(folder / "params" / f"{role}.npz"),
         tuple(found.source.sample_shape),
-        found.source.num_classes,
-        _conditional(found.source),
+        *_conditions(found.source, found.train),
         None,
         folder,
         record["card"]["source"].get("images"),

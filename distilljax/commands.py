@@ -15,7 +15,7 @@ def train(options: argparse.Namespace) -> int:
     """Trains a card, or continues its run."""
     from etils import epath
 
-    from distilljax import api, cards
+    from distilljax import api, cards, hints
 
     config = options.card
     if options.teacher:
@@ -40,7 +40,8 @@ def train(options: argparse.Namespace) -> int:
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")
-    print(f"sample it: distilljax sample --run={folder} --steps=1")
+    lines = hints.after_training(found.method, folder, conditional=fitted.conditional)
+    print("\n".join(lines))
     return 0
 
 
@@ -163,7 +164,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
     others = measuring.read_report(options.against) if options.against else {}
     ranges = [samples.parse_range(r) for r in (options.range, options.reference_range)]
-    extractor = features.extractor(options.features)
+    # Names that do not exist are refused before files are read.
+    extractor = features.extractor(options.features) if options.features else None
     given = samples.read_samples(
         options.samples, rounding=options.rounding, value_range=ranges[0]
     )
@@ -172,6 +174,9 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     for part in (given, reference):
         say(samples.describe(part))
+    if extractor is None:
+        usual = measuring.usual_features(given, reference, say)
+        extractor = features.extractor(usual)
     found = measuring.evaluate(
         given,
         reference,
@@ -184,7 +189,11 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     if options.out:
         report = measuring.to_report(
-            found, notes=notes, samples=given.source, digest=given.fingerprint
+            found,
+            notes=notes,
+            samples=given.source,
+            digest=given.fingerprint,
+            record=given.record,
         )
         storage.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))

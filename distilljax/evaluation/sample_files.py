@@ -207,7 +207,7 @@ def read_sidecar(path: epath.Path) -> tuple[dict[str, Any], NDArray | None]:
     beside = _sidecar(path)
     if not beside.is_file():
         return {}, None
-    found = _mapping(beside.read_text(errors="replace"))
+    found = _mapping(beside.read_bytes().decode(errors="replace"))
     record, labels = found.get("record"), found.get("label")
     if not isinstance(record, dict):
         return {}, None
