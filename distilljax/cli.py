@@ -71,7 +71,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "train",
         help="train an experiment card, or continue its run",
         description="Trains a card. Any value of it can be overridden: "
-        "--config.student.lr=1e-4 --config.cycles=500.",
+        "--config.student.lr=1e-4 --config.cycles=500. A card is Python and is "
+        "executed: run only those that you have read. Run folders are data and are "
+        "never executed.",
         allow_abbrev=False,
     )
     train.add_argument("--config", required=True, help="card, a .py with get_config()")

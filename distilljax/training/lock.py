@@ -107,8 +107,9 @@ class Lock:
             (self._folder / NAME).unlink(missing_ok=True)
         self.close()
         # Others may have put something in, the next holder's file among it.
-        with contextlib.suppress(OSError):
-            self._folder.rmdir()
+        if storage.is_local(self._folder):
+            with contextlib.suppress(OSError):
+                os.rmdir(self._folder)
 
 
 def _open(folder: epath.Path) -> int:

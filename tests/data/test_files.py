@@ -51,7 +51,7 @@ def test_the_fields_of_a_student_are_named_where_a_file_is_of_another_kind(tmp_p
     assert found["cond"].shape == (2, 4)
     for name, words in (
         ("a.npz", "must hold 'cond', 'y', which this student .* it has more, y;"),
-        ("c.npy", "no file of arrays: this student .* reads the fields 'cond', 'y'"),
+        ("c.npy", "c.npy is a file .npy: this student .* reads the fields 'cond', 'y'"),
         ("d.png", r"np.savez\(path, cond=..., y=...\)"),
         ("none.npz", "is not there"),
         ("", "is a folder"),
