@@ -24,7 +24,7 @@ FLOORS = (
     ("interop",),
     ("specs", "releases"),
     ("generation", "diagnosis", "cards", "overrides"),
-    ("recipes", "ahead", "api"),
+    ("recipes", "ahead", "api", "hints"),
     ("image_edits", "judge", "pairs", "quickstart"),
     ("bench",),
     ("commands", "cli", "__main__"),

@@ -166,6 +166,12 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
       ValueError: on values whose white is not known.
     """
+    pixels = decoded(image, sample_shape)
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def decoded(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
+    """`fitted` before its values are scaled: uint8 ``[H, W, C]``."""
     with needed("reading images"):
         from PIL import Image, ImageOps
 
@@ -180,7 +186,7 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
     if channels == 4:
         # What lies under full transparency is seen by nobody.
         pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    return pixels
 
 
 def _levels(image: Any) -> Any:
@@ -265,23 +271,7 @@ def image_folder(
         or below the class folders, or a class folder without images.
     """
     path, shape = epath.Path(path), check_image_shape(sample_shape)
-    if not path.is_dir():
-        raise ValueError(f"no images at {path}: there is no such folder")
-    folders = [p for p in path.iterdir() if not _hidden(p.name) and p.is_dir()]
-    inside = {p.name: _images(p) for p in folders}
-    classes = sorted(name for name, images in inside.items() if images)
-    if classes:
-        _check_folder(path, inside)
-    names = [f"{c}/{name}" for c in classes for name in inside[c]]
-    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
-    if not classes:
-        names = _images(path)
-    if not names:
-        raise ValueError(
-            f"no images at {path}: put them in one folder per class, "
-            f"{path}/<class>/<name>, or without classes into {path}; known are "
-            f"{', '.join(SUFFIXES)}"
-        )
+    names, labels, classes = listed(path)
     found = len(classes) or None
     if num_classes is not None and num_classes != found:
         raise ValueError(
@@ -301,6 +291,38 @@ def image_folder(
         read_threads,
     )
     return augmented(mirrored(source) if flip else source, augment)
+
+
+def listed(path: epath.Path) -> tuple[list[str], list[int], list[str]]:
+    """The images of a folder, in the order of class and file name.
+
+    Args:
+      path: see `image_folder`.
+
+    Returns:
+      Names below ``path``, a label each (none without class folders), and the classes.
+
+    Raises:
+      ValueError: see `image_folder`.
+    """
+    if not path.is_dir():
+        raise ValueError(f"no images at {path}: there is no such folder")
+    folders = [p for p in path.iterdir() if not _hidden(p.name) and p.is_dir()]
+    inside = {p.name: _images(p) for p in folders}
+    classes = sorted(name for name, images in inside.items() if images)
+    if classes:
+        _check_folder(path, inside)
+    names = [f"{c}/{name}" for c in classes for name in inside[c]]
+    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
+    if not classes:
+        names = _images(path)
+    if not names:
+        raise ValueError(
+            f"no images at {path}: put them in one folder per class, "
+            f"{path}/<class>/<name>, or without classes into {path}; known are "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return names, labels, classes
 
 
 def _hidden(name: str) -> bool:
