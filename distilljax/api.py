@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, promotion, storage
+from distilljax import generation, methods, promotion, storage, taught
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, save_png
+from distilljax.labels import named, names_of, numbered
 from distilljax.method import Method
 from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
-from distilljax.training.export import load_params, save_params
+from distilljax.training.export import save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
+from distilljax.training.newest import settings_of, trained_params
 from distilljax.training.roles import network_of
 from distilljax.training.versions import read_record
 
@@ -47,6 +50,8 @@ class Fitted:
       conditional: whether it was trained with conditions that are no labels.
       result: how training went; None for a run read from its folder.
       folder: run folder, or None.
+      class_names: of the labels, None where the data has none.
+      cycle: of the checkpoint that the parameters are from; None for a finished run.
     """
 
     method: Method
@@ -57,6 +62,8 @@ class Fitted:
     conditional: bool = False
     result: TrainResult | None = None
     folder: epath.Path | None = None
+    class_names: tuple[str, ...] | None = None
+    cycle: int | None = None
 
 
 @promotion.usual()
@@ -80,7 +87,8 @@ def fit(
     Args:
       method: a `Method`, or the id of a registered one under its defaults.
       networks: one network for every role (the ``backbone``), or networks by key:
-        ``backbone``, ``discriminator``, ... or a role's own name.
+        ``backbone``, ``discriminator``, ... or a role's own name. A fitted teacher
+        brings its own for the role ``teacher``.
       source: a data source, see `distilljax.data`.
       teacher: a fitted teacher, or its parameters.
       params: parameters of further roles that want theirs given, by role.
@@ -106,8 +114,11 @@ def fit(
     if isinstance(networks, Network):
         networks = {"backbone": networks}
     given = dict(params or {})
-    if teacher is not None:
-        given["teacher"] = teacher.params if isinstance(teacher, Fitted) else teacher
+    if isinstance(teacher, Fitted):
+        networks = taught.with_teacher(method, networks, teacher, given, card)
+        given["teacher"] = teacher.params
+    elif teacher is not None:
+        given["teacher"] = teacher
     settings = TrainConfig.of(config or {}, roles=method.roles)
     role = method.sampling.role
     network = network_of(method.roles, role, networks)
@@ -120,13 +131,18 @@ def fit(
     shape, classes = tuple(source.sample_shape), source.num_classes
     where = None if folder is None else epath.Path(folder)
     conditional = _conditional(source)
+    names = names_of(source)
+    if names is None and isinstance(teacher, Fitted) and teacher.num_classes == classes:
+        names = teacher.class_names
+    if names is not None:
+        card = {**(card or {}), "class_names": list(names)}
     if hooks is None:
         hooks = Hooks()
         if settings.diagnose_every:
             hooks = Hooks(diagnose=Diagnosis(method, networks, source))
         free = not conditional and method.sampling.start is None
         if where is not None and settings.sample_every and len(shape) == 3 and free:
-            grid = _grid_hook(method, network, shape, classes, where)
+            grid = _grid_hook(method, network, shape, classes, where, names)
             hooks = hooks._replace(sample=grid)
     result = train(
         method,
@@ -155,6 +171,7 @@ def fit(
         conditional,
         result,
         where,
+        names,
     )
 
 
@@ -217,8 +234,9 @@ def _grid_hook(
     shape: tuple[int, ...],
     classes: int | None,
     folder: epath.Path,
+    names: Sequence[str] | None = None,
 ):
-    """Writes a grid of a fixed seed, one label a row."""
+    """Writes a grid of a fixed seed, one label a row under its name."""
     steps = GRID_STEPS.get(method.name, 1)
     sampler = jax.jit(generation.student_sampler(method, network, steps))
     columns = 8
@@ -226,12 +244,14 @@ def _grid_hook(
     if classes is not None:
         labels = np.repeat(np.arange(min(classes, 10)), columns)
     count = 64 if labels is None else len(labels)
+    captions = named(labels, names)
     # On the host, from where every process puts it next to its parameters.
     eps = np.asarray(generation.initial_noise(0, 0, count, shape))
 
     def write(view: View) -> dict[str, np.ndarray]:
         x = sampler(view.params(method.sampling.role), eps, labels, jax.random.key(0))
-        grid = image_grid(np.clip(distributed.whole(x), -1.0, 1.0), columns, 4)
+        shown = np.clip(distributed.whole(x), -1.0, 1.0)
+        grid = image_grid(shown, columns, 4, captions=captions)
         if distributed.is_first():
             save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
         return {"samples": grid}
@@ -240,40 +260,86 @@ def _grid_hook(
 
 
 @promotion.usual()
-def load(folder: str | os.PathLike) -> Fitted:
-    """A finished run from its folder.
+def load(
+    folder: str | os.PathLike,
+    *,
+    method: Method | None = None,
+    networks: Network | Mapping[str, Network] | None = None,
+    source: Any = None,
+) -> Fitted:
+    """A run from its folder, ready to be sampled.
+
+    The parameters are those at its end, the evaluation EMA where one is kept. Of a run
+    that is not finished they are those of its newest whole checkpoint, as if it had
+    ended there; a line on stderr says of which cycle, and so does `Fitted.cycle`.
+
+    Args:
+      folder: run folder.
+      method: for runs that were not started from a card, whose methods and networks
+        are not written down: the method.
+      networks: likewise, as for `fit`.
+      source: likewise, or anything with its ``sample_shape`` and ``num_classes``.
+
+    Returns:
+      The run.
 
     Raises:
-      ValueError: if the folder holds no run of a card, or an unfinished one.
+      ValueError: if the folder holds no run of a card and the three are not given, or
+        neither parameters nor a checkpoint that can be read.
     """
-    from distilljax import cards
-
     folder = epath.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
     record = read_record(path)
-    if "card" not in record:
+    given: dict[str, Any] = {}
+    if method is not None and networks is not None and source is not None:
+        settings = settings_of(record, method)
+        built = {"backbone": networks} if isinstance(networks, Network) else networks
+    elif "card" not in record:
         raise ValueError(
             f"the run in {folder} was not started from a card, so its network is not "
-            "known; use load_params on the files in params/ with your own network"
+            "known; pass method=, networks= and source= as to fit, or use load_params "
+            "on the files in params/ with your own network"
         )
-    cards.check_sections(record["card"], f"the card in {path}")
-    # Parameters are in the folder: the data need not be where it was.
-    known = record["card"]["source"].get("num_classes") is not None
-    outline = cards.outline(record["card"]) if known else None
-    found = cards.expand(record["card"], source=outline)
-    role = found.method.sampling.role
+    else:
+        found = _expanded(record["card"], path)
+        method, built, source = found.method, found.networks, found.source
+        settings, role = found.train, found.method.sampling.role
+        if method.roles[role].derive is not None and found.teacher:
+            # Adapters are on its parameters.
+            given = {"teacher": lambda: load(found.teacher).params}
+    role, shape = method.sampling.role, tuple(source.sample_shape)
+    params, cycle = trained_params(folder, method, built, settings, shape, given)
+    if cycle is not None:
+        print(
+            f"{folder}: not finished; parameters are those of its checkpoint of cycle "
+            f"{cycle} of {settings.cycles}",
+            file=sys.stderr,
+        )
+    names = record.get("class_names")
     return Fitted(
-        found.method,
-        network_of(found.method.roles, role, found.networks),
-        load_params(folder / "params" / f"{role}.npz"),
-        tuple(found.source.sample_shape),
-        found.source.num_classes,
-        _conditional(found.source),
+        method,
+        network_of(method.roles, role, built),
+        params,
+        shape,
+        source.num_classes,
+        _conditional(source),
         None,
         folder,
+        None if names is None else tuple(map(str, names)),
+        cycle,
     )
+
+
+def _expanded(card: Any, path: epath.Path) -> cards.Experiment:
+    """The objects of a run's card, without its data where the card says its shape."""
+    from distilljax import cards
+
+    cards.check_sections(card, f"the card in {path}")
+    # Parameters are in the folder: the data need not be where it was.
+    known = card["source"].get("num_classes") is not None
+    return cards.expand(card, source=cards.outline(card) if known else None)
 
 
 @promotion.usual()
@@ -302,7 +368,8 @@ def sample(
       steps: steps of the grid, at least 1; each is one network evaluation.
       count: number of samples; default one per label, condition or start. Without
         labels, a class-conditional student gets every class in turn.
-      labels: one class label per sample.
+      labels: one class label per sample: integers, names of classes where the data
+        had some (those of class folders), or both.
       cond: conditions of another kind, one per sample, as the field ``cond`` of the
         student's source holds them.
       start: what samples start from in place of noise, one per sample, for methods that
@@ -331,6 +398,7 @@ def sample(
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
     _check_inputs(fitted, cond, start)
+    labels = numbered(labels, fitted.class_names)
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)
@@ -362,7 +430,7 @@ def sample(
         progress=progress,
     )
     if out is not None:
-        save_samples(out, x, labels)
+        save_samples(out, x, labels, fitted.class_names)
     return x
 
 
@@ -444,7 +512,12 @@ def _check_inputs(fitted: Fitted, cond: Any, start: Any) -> None:
         raise ValueError(f"this student ({name}) starts from noise, got start=")
 
 
-def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:
+def save_samples(
+    path: str | os.PathLike,
+    x: np.ndarray,
+    labels: Any = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Writes ``x`` (and ``label``) to an ``.npz``, and images to a grid beside it."""
     path = epath.Path(path)
     fields: dict[str, Any] = {"x": np.asarray(x, np.float32)}
@@ -453,4 +526,6 @@ def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> 
     storage.save_npz(path, fields, compressed=True)
     if x.ndim == 4 and x.shape[-1] in (1, 3):
         shown = np.clip(x[:100], -1.0, 1.0)
-        save_png(path.with_suffix(".png"), image_grid(shown, min(10, len(shown)), 4))
+        captions = named(None if labels is None else labels[:100], class_names)
+        grid = image_grid(shown, min(10, len(shown)), 4, captions=captions)
+        save_png(path.with_suffix(".png"), grid)

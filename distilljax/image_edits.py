@@ -21,6 +21,7 @@ from etils import epath
 from distilljax import editing, generation, promotion, storage
 from distilljax.api import Fitted, load, save_samples
 from distilljax.errors import unknown
+from distilljax.labels import numbered
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import Hooks, sample
@@ -124,7 +125,8 @@ def edit(
       task: see the table.
       images: floating, in the units of the training data. Repeat an image for several
         results: every row has its own noise.
-      labels: one class label per image, for a class-conditional student.
+      labels: one class label per image, for a class-conditional student: integers,
+        names of classes, or both.
       mask: not 0 in the hole, ``[H, W]`` or ``[N, H, W]``.
       noise: standard deviation of the noise in the images.
       strength: in (0, 1]; how far up the noise levels a rough image is sent, 1 forgets
@@ -157,6 +159,7 @@ def edit(
             f"labels must be given, one per image: the student has classes 0 .. "
             f"{fitted.num_classes - 1}"
         )
+    labels = numbered(labels, fitted.class_names)
     path = generation.sampling_path(method, fitted.network)
     times = _times(method, path, steps, noise, strength)
     given = {"images": observed}
@@ -193,7 +196,7 @@ def edit(
         progress=progress,
     )
     if out is not None:
-        save_samples(out, x, labels)
+        save_samples(out, x, labels, fitted.class_names)
     return x
 
 

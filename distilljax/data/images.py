@@ -36,6 +36,7 @@ class ReadSource:
       fingerprint: see `Source`.
       name: how reports and errors call it.
       read_threads: threads of the pipeline that read; 0 takes one a processor.
+      class_names: see `Source`.
     """
 
     read: Callable[[int], Sample] = dataclasses.field(repr=False)
@@ -46,6 +47,7 @@ class ReadSource:
     fingerprint: str
     name: str
     read_threads: int = 0
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -112,6 +114,11 @@ class Mirrored:
     def num_classes(self) -> int | None:
         """See `Source`."""
         return self.source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """See `Source`."""
+        return getattr(self.source, "class_names", None)
 
     @property
     def cond_features(self) -> int | None:
@@ -238,7 +245,8 @@ def image_folder(
 ) -> Source:
     """Images ``path/<class>/<file>``, or ``path/<file>`` without labels.
 
-    Labels number the class folders in the order of their names, and samples come in the
+    Labels number the class folders in the order of their names, which are the names of
+    the classes (``sample --labels=cat``), and samples come in the
     order of class and file name, whatever the file system says. Hidden files and
     folders are no data (``.ipynb_checkpoints``, ``__MACOSX``, ``._name.png``). An image
     is resized to cover ``sample_shape`` and cropped at the centre, see `fitted`.
@@ -261,23 +269,7 @@ def image_folder(
         or below the class folders, or a class folder without images.
     """
     path, shape = epath.Path(path), check_image_shape(sample_shape)
-    if not path.is_dir():
-        raise ValueError(f"no images at {path}: there is no such folder")
-    folders = [p for p in path.iterdir() if not _hidden(p.name) and p.is_dir()]
-    inside = {p.name: _images(p) for p in folders}
-    classes = sorted(name for name, images in inside.items() if images)
-    if classes:
-        _check_folder(path, inside)
-    names = [f"{c}/{name}" for c in classes for name in inside[c]]
-    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
-    if not classes:
-        names = _images(path)
-    if not names:
-        raise ValueError(
-            f"no images at {path}: put them in one folder per class, "
-            f"{path}/<class>/<name>, or without classes into {path}; known are "
-            f"{', '.join(SUFFIXES)}"
-        )
+    names, labels, classes = listed(path)
     found = len(classes) or None
     if num_classes is not None and num_classes != found:
         raise ValueError(
@@ -295,8 +287,41 @@ def image_folder(
         _fingerprint(path, names, shape),
         f"image_folder {path}",
         read_threads,
+        tuple(classes) or None,
     )
     return augmented(mirrored(source) if flip else source, augment)
+
+
+def listed(path: epath.Path) -> tuple[list[str], list[int], list[str]]:
+    """The images of a folder, in the order of class and file name.
+
+    Args:
+      path: see `image_folder`.
+
+    Returns:
+      Names below ``path``, a label each (none without class folders), and the classes.
+
+    Raises:
+      ValueError: see `image_folder`.
+    """
+    if not path.is_dir():
+        raise ValueError(f"no images at {path}: there is no such folder")
+    folders = [p for p in path.iterdir() if not _hidden(p.name) and p.is_dir()]
+    inside = {p.name: _images(p) for p in folders}
+    classes = sorted(name for name, images in inside.items() if images)
+    if classes:
+        _check_folder(path, inside)
+    names = [f"{c}/{name}" for c in classes for name in inside[c]]
+    labels = [i for i, c in enumerate(classes) for _ in inside[c]]
+    if not classes:
+        names = _images(path)
+    if not names:
+        raise ValueError(
+            f"no images at {path}: put them in one folder per class, "
+            f"{path}/<class>/<name>, or without classes into {path}; known are "
+            f"{', '.join(SUFFIXES)}"
+        )
+    return names, labels, classes
 
 
 def _hidden(name: str) -> bool:
