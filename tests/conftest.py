@@ -11,8 +11,13 @@ import shutil
 import tempfile
 
 if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    # Together they compile the cycle of dmd2 in 0.6 of the time of the first alone.
+    cheap = (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_opt_preset=fast_compile",
+        "--xla_cpu_use_fusion_emitters=false",
+    )
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *cheap])
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Workers and subprocesses inherit it; the process that made it removes it.
     folder = tempfile.mkdtemp(prefix="distilljax_tests_")

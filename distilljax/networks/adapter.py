@@ -96,8 +96,26 @@ def _pure_nnx(module: Any, name: str) -> Pure:
     return Pure(init, call, inspect.signature(given.__call__))
 
 
+class _Stream(nnx.RngStream):
+    """The keys of `nnx.RngStream`, counted by a number instead of an array.
+
+    To write into an array of a trace, nnx asks it for its sharding, and jax looks
+    through all that was traced before to say that it has none: the time of building a
+    network would grow with the square of its layers.
+    """
+
+    drawn = 0
+
+    def __call__(self) -> Array:
+        key = jax.random.fold_in(self.key[...], self.drawn)
+        self.drawn += 1
+        return key
+
+
 def _built(module: Constructor, key: Array, name: str) -> nnx.Module:
-    built = module(nnx.Rngs(key))
+    rngs = nnx.Rngs(key)
+    rngs.default = _Stream(key, tag="default")
+    built = module(rngs)
     if not isinstance(built, nnx.Module) or not callable(built):
         raise ValueError(
             f"network {name!r}: the constructor must return an nnx.Module with a "

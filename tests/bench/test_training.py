@@ -10,6 +10,7 @@ from distilljax.bench.training import Sampler, cycles_for, setup_of, train
 from distilljax.methods import CATALOGUE
 from distilljax.training.cost import run_evaluations
 from tests.bench.small import suite
+from tests.methods import cases
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_every_method_has_an_entry_or_a_reason(made):
         made.chosen("smc")
 
 
-@pytest.mark.parametrize("name", sorted(mixture_entries()))
+@pytest.mark.parametrize("name", cases.with_marks(sorted(mixture_entries())))
 def test_a_run_spends_its_budget_and_no_more_than_a_cycle_less(made, name):
     entry, budget = made.entries[name], 400_000
     for nfe in STEPS[::2] if entry.each else STEPS[:1]:

@@ -189,27 +189,30 @@ def params(
     return given
 
 
-def setup(
-    name: str,
+def joined(
+    nets,
+    built: Method,
     *,
     batch_size: int = 16,
-    nets=None,
-    built: Method | None = None,
     shape: tuple[int, ...] = SHAPE,
     on: jax.sharding.Mesh | None = None,
     **train,
 ):
-    """``(setup, state, frozen)`` of a method, by default under its small settings."""
-    built = method(name) if built is None else built
-    nets = networks() if nets is None else nets
+    """The setup of a method on networks, without numbers."""
     config = TrainConfig.of(
         {"cycles": 10, "batch_size": batch_size, "default": {"lr": 1e-3}, **train},
         roles=built.roles,
     )
-    joined = make_setup(built, nets, config, shape, on or run_mesh(config))
+    return make_setup(built, nets, config, shape, on or run_mesh(config))
+
+
+def setup(name: str, *, nets=None, built: Method | None = None, **train):
+    """``(setup, state, frozen)`` of a method, by default under its small settings."""
+    built = method(name) if built is None else built
+    nets = networks() if nets is None else nets
+    whole = joined(nets, built, **train)
     given = params(nets, built)
-    state, frozen = create_state(joined, given), create_frozen(joined, given)
-    return joined, state, frozen
+    return whole, create_state(whole, given), create_frozen(whole, given)
 
 
 def batch(

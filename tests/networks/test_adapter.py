@@ -107,6 +107,16 @@ def test_call_is_that_of_the_module():
     assert params["layers"]["0"]["kernel"] is not kernel
 
 
+def test_parameters_are_those_that_nnx_draws():
+    """The keys are counted by a number here, and are nnx's own."""
+    params = pure(Plain, name="plain").init(jax.random.key(4))
+    state = nnx.state(Plain(nnx.Rngs(jax.random.key(4))), nnx.Param)
+    flat = {path[1:]: leaf.get_value() for path, leaf in nnx.to_flat_state(state)}
+    for (index, name), value in flat.items():
+        np.testing.assert_array_equal(params["layers"][str(index)][name], value)
+    assert not jnp.array_equal(*(params["layers"][i]["kernel"] for i in "01"))
+
+
 def test_linen_modules_are_accepted():
     example = (X, T, None)
     network = networks.functionalize(Linen(), example=example, **PLACE)
