@@ -8,6 +8,7 @@ fit, and mean the same.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,8 @@ def _sections(teacher: Fitted, card: Mapping[str, Any] | None) -> str:
         return ""
     there = read_record(teacher.folder / "config.json").get("card", {})
     here = (card or {}).get("card", {})
+    # A record is JSON, where a tuple is a list.
+    here = json.loads(json.dumps(here, default=str))
     both = [c.get("networks", {}).get("backbone") for c in (there, here)]
     if not all(isinstance(section, Mapping) for section in both):
         return ""
