@@ -45,6 +45,7 @@ _LAZY = {
     "edit": ("distilljax.image_edits", "edit"),
     "fit": ("distilljax.api", "fit"),
     "fit_card": ("distilljax.api", "fit_card"),
+    "load": ("distilljax.api", "load"),
     "sample": ("distilljax.api", "sample"),
 }
 # Written out, since type checkers read it.

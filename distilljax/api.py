@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, promotion
+from distilljax import generation, methods, promotion, taught
 from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
 from distilljax.evaluation import image_grid, sample_files, save_png
+from distilljax.labels import named, names_of, numbered
 from distilljax.method import Method
 from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
-from distilljax.training.export import load_params, save_params
+from distilljax.training.export import save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
+from distilljax.training.newest import settings_of, trained_params
 from distilljax.training.roles import network_of
 from distilljax.training.versions import read_record
 
@@ -48,6 +51,8 @@ class Fitted:
       folder: run folder, or None.
       images: whether samples are images in [-1, 1]; None where only their shape says
         so.
+      class_names: of the labels, None where the data has none.
+      cycle: of the checkpoint that the parameters are from; None for a finished run.
     """
 
     method: Method
@@ -59,6 +64,8 @@ class Fitted:
     result: TrainResult | None = None
     folder: epath.Path | None = None
     images: bool | None = None
+    class_names: tuple[str, ...] | None = None
+    cycle: int | None = None
 
 
 @promotion.usual()
@@ -82,7 +89,8 @@ def fit(
     Args:
       method: a `Method`, or the id of a registered one under its defaults.
       networks: one network for every role (the ``backbone``), or networks by key:
-        ``backbone``, ``discriminator``, ... or a role's own name.
+        ``backbone``, ``discriminator``, ... or a role's own name. A fitted teacher
+        brings its own for the role ``teacher``.
       source: a data source, see `distilljax.data`.
       teacher: a fitted teacher, or its parameters.
       params: parameters of further roles that want theirs given, by role.
@@ -108,8 +116,11 @@ def fit(
     if isinstance(networks, Network):
         networks = {"backbone": networks}
     given = dict(params or {})
-    if teacher is not None:
-        given["teacher"] = teacher.params if isinstance(teacher, Fitted) else teacher
+    if isinstance(teacher, Fitted):
+        networks = taught.with_teacher(method, networks, teacher, given, card)
+        given["teacher"] = teacher.params
+    elif teacher is not None:
+        given["teacher"] = teacher
     settings = TrainConfig.of(config or {}, roles=method.roles)
     role = method.sampling.role
     network = network_of(method.roles, role, networks)
@@ -122,13 +133,18 @@ def fit(
     shape = tuple(source.sample_shape)
     classes, conditional = _conditions(source, settings)
     where = None if folder is None else epath.Path(folder)
+    names = None if classes is None else names_of(source)
+    if names is None and isinstance(teacher, Fitted) and teacher.num_classes == classes:
+        names = teacher.class_names
+    if names is not None:
+        card = {**(card or {}), "class_names": list(names)}
     if hooks is None:
         hooks = Hooks()
         if settings.diagnose_every:
             hooks = Hooks(diagnose=Diagnosis(method, networks, source))
         free = not conditional and method.sampling.start is None
         if where is not None and settings.sample_every and len(shape) == 3 and free:
-            grid = _grid_hook(method, network, shape, classes, where)
+            grid = _grid_hook(method, network, shape, classes, where, names)
             hooks = hooks._replace(sample=grid)
     result = train(
         method,
@@ -157,7 +173,8 @@ def fit(
         conditional,
         result,
         where,
-        getattr(source, "images", None),
+        images=getattr(source, "images", None),
+        class_names=names,
     )
 
 
@@ -223,8 +240,9 @@ def _grid_hook(
     shape: tuple[int, ...],
     classes: int | None,
     folder: epath.Path,
+    names: Sequence[str] | None = None,
 ):
-    """Writes a grid of a fixed seed, one label a row."""
+    """Writes a grid of a fixed seed, one label a row under its name."""
     steps = method.sampling.steps
     sampler = jax.jit(generation.student_sampler(method, network, steps))
     columns = 8
@@ -232,12 +250,14 @@ def _grid_hook(
     if classes is not None:
         labels = np.repeat(np.arange(min(classes, 10)), columns)
     count = 64 if labels is None else len(labels)
+    captions = named(labels, names)
     # On the host, from where every process puts it next to its parameters.
     eps = np.asarray(generation.initial_noise(0, 0, count, shape))
 
     def write(view: View) -> dict[str, np.ndarray]:
         x = sampler(view.params(method.sampling.role), eps, labels, jax.random.key(0))
-        grid = image_grid(np.clip(distributed.whole(x), -1.0, 1.0), columns, 4)
+        shown = np.clip(distributed.whole(x), -1.0, 1.0)
+        grid = image_grid(shown, columns, 4, captions=captions)
         if distributed.is_first():
             save_png(folder / "samples" / f"cycle_{view.step:06d}.png", grid)
         return {"samples": grid}
@@ -246,40 +266,87 @@ def _grid_hook(
 
 
 @promotion.usual()
-def load(folder: str | os.PathLike) -> Fitted:
-    """A finished run from its folder.
+def load(
+    folder: str | os.PathLike,
+    *,
+    method: Method | None = None,
+    networks: Network | Mapping[str, Network] | None = None,
+    source: Any = None,
+) -> Fitted:
+    """A run from its folder, ready to be sampled.
+
+    The parameters are those at its end, the evaluation EMA where one is kept. Of a run
+    that is not finished they are those of its newest whole checkpoint, as if it had
+    ended there; a line on stderr says of which cycle, and so does `Fitted.cycle`.
+
+    Args:
+      folder: run folder.
+      method: for runs that were not started from a card, whose methods and networks
+        are not written down: the method.
+      networks: likewise, as for `fit`.
+      source: likewise, or anything with its ``sample_shape`` and ``num_classes``.
+
+    Returns:
+      The run.
 
     Raises:
-      ValueError: if the folder holds no run of a card, or an unfinished one.
+      ValueError: if the folder holds no run of a card and the three are not given, or
+        neither parameters nor a checkpoint that can be read.
     """
-    from distilljax import cards
-
     folder = epath.Path(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run: there is no config.json in it")
     record = read_record(path)
-    if "card" not in record:
+    given: dict[str, Any] = {}
+    if method is not None and networks is not None and source is not None:
+        settings = settings_of(record, method)
+        built = {"backbone": networks} if isinstance(networks, Network) else networks
+    elif "card" not in record:
         raise ValueError(
             f"the run in {folder} was not started from a card, so its network is not "
-            "known; use load_params on the files in params/ with your own network"
+            "known; pass method=, networks= and source= as to fit, or use load_params "
+            "on the files in params/ with your own network"
         )
-    cards.check_sections(record["card"], f"the card in {path}")
-    # Parameters are in the folder: the data need not be where it was.
-    known = record["card"]["source"].get("num_classes") is not None
-    outline = cards.outline(record["card"]) if known else None
-    found = cards.expand(record["card"], source=outline)
-    role = found.method.sampling.role
+    else:
+        found = _expanded(record["card"], path)
+        method, built, source = found.method, found.networks, found.source
+        settings, role = found.train, found.method.sampling.role
+        if method.roles[role].derive is not None and found.teacher:
+            # Adapters are on its parameters.
+            given = {"teacher": lambda: load(found.teacher).params}
+    role, shape = method.sampling.role, tuple(source.sample_shape)
+    params, cycle = trained_params(folder, method, built, settings, shape, given)
+    if cycle is not None:
+        print(
+            f"{folder}: not finished; parameters are those of its checkpoint of cycle "
+            f"{cycle} of {settings.cycles}",
+            file=sys.stderr,
+        )
+    names, images = record.get("class_names"), getattr(source, "images", None)
+    if "card" in record and images is None:
+        images = record["card"]["source"].get("images")
     return Fitted(
-        found.method,
-        network_of(found.method.roles, role, found.networks),
-        load_params(folder / "params" / f"{role}.npz"),
-        tuple(found.source.sample_shape),
-        *_conditions(found.source, found.train),
-        None,
-        folder,
-        record["card"]["source"].get("images"),
+        method,
+        network_of(method.roles, role, built),
+        params,
+        shape,
+        *_conditions(source, settings),
+        folder=folder,
+        images=images,
+        class_names=None if names is None else tuple(map(str, names)),
+        cycle=cycle,
     )
+
+
+def _expanded(card: Any, path: epath.Path) -> cards.Experiment:
+    """The objects of a run's card, without its data where the card says its shape."""
+    from distilljax import cards
+
+    cards.check_sections(card, f"the card in {path}")
+    # Parameters are in the folder: the data need not be where it was.
+    known = card["source"].get("num_classes") is not None
+    return cards.expand(card, source=cards.outline(card) if known else None)
 
 
 @promotion.usual()
@@ -308,7 +375,8 @@ def sample(
       steps: steps of the grid, at least 1; each is one network evaluation.
       count: number of samples; default one per label, condition or start. Without
         labels, a class-conditional student gets every class in turn.
-      labels: one class label per sample.
+      labels: one class label per sample: integers, names of classes where the data
+        had some (those of class folders), or both.
       cond: conditions of another kind, one per sample, as the field ``cond`` of the
         student's source holds them.
       start: what samples start from in place of noise, one per sample, for methods that
@@ -339,6 +407,7 @@ def sample(
     fitted = student if isinstance(student, Fitted) else load(student)
     to = None if out is None else sample_files.target(out, fitted.sample_shape)
     _check_inputs(fitted, cond, start)
+    labels = numbered(labels, fitted.class_names)
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)
@@ -470,10 +539,17 @@ def saving(
         "distilljax": __version__,
         **made,
     }
-    return lambda x: sample_files.write(to, x, labels, record)
+    names = fitted.class_names
+    return lambda x: sample_files.write(to, x, labels, record, class_names=names)
 
 
-def save_samples(path: str | os.PathLike, x: np.ndarray, labels: Any = None) -> None:
+def save_samples(
+    path: str | os.PathLike,
+    x: np.ndarray,
+    labels: Any = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Writes ``x`` (and ``label``), and images to a grid; see `sample_files.target`."""
     x = np.asarray(x)
-    sample_files.write(sample_files.target(path, x.shape[1:]), x, labels)
+    to = sample_files.target(path, x.shape[1:])
+    sample_files.write(to, x, labels, class_names=class_names)

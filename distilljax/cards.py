@@ -4,7 +4,8 @@ A card is an `ml_collections.ConfigDict` of plain values:
 
     method     name and options of a registered method (see `distilljax.specs` for laws)
     source     name and arguments of a data source
-    networks   key -> name and arguments of a network builder
+    networks   key -> name and arguments of a network builder; what a method wants
+               beside the backbone is filled in where it is left out
     teacher    run folder of the teacher, for methods that distil one
     lora       optional: roles that become adapters on a frozen base, rank, scale
     cycles, batch_size, seed, mesh, ...   fields of `training.TrainConfig`
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from distilljax import methods, networks, promotion, specs
+from distilljax import methods, networks, players, promotion, specs
 from distilljax.binding import Network
 from distilljax.data import (
     array_records,
@@ -159,7 +160,8 @@ def card(
       method: registry id.
       options: options of its factory, laws as text.
       source: ``name`` and arguments.
-      networks: key -> ``name`` and arguments.
+      networks: key -> ``name`` and arguments; ``backbone`` alone will do, see
+        `players.sections`.
       teacher: run folder of the teacher.
       lora: values of `Adapters`, for adapters in place of whole networks.
       **train: fields of `TrainConfig`; role names hold their sections, ``default`` what
@@ -190,7 +192,10 @@ def card(
         {
             "method": _filled({"name": method, **(options or {})}, FACTORIES),
             "source": _filled(source, SOURCES),
-            "networks": {key: _filled(net, BUILDERS) for key, net in networks.items()},
+            "networks": {
+                key: _filled(net, BUILDERS)
+                for key, net in players.beside(method, built.roles, networks).items()
+            },
             "teacher": teacher or "",
             **({} if lora is None else {"lora": _complete(lora, Adapters)}),
             **plain,
@@ -295,8 +300,9 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     told = source
     if plain.get("ignore_cond"):
         told = Outline(tuple(source.sample_shape), None)
-    for key in sorted(plain["networks"], key=lambda k: k != "backbone"):
-        spec = dict(plain["networks"][key])
+    wanted = players.sections(method.name, method.roles, plain["networks"])
+    for key in sorted(wanted, key=lambda k: k != "backbone"):
+        spec = dict(wanted[key])
         built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)
     if adapters is not None:
         built["lora"] = adapters.network(built)

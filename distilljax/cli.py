@@ -105,11 +105,35 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     train.add_argument("--processes", type=int, help="elsewhere: their number")
     train.add_argument("--process", type=int, help="elsewhere: number of this one")
 
-    sample = parsers.add_parser("sample", help="sample the student of a finished run")
+    init = parsers.add_parser(
+        "init",
+        help="write configs for your own data: a teacher and a student",
+        description="Looks at a folder of images (class folders are labels), an .npz "
+        "or .npy file or records, and writes teacher.py and METHOD.py with sizes that "
+        "fit. Nothing is overwritten. See docs/your_own_images.md.",
+        allow_abbrev=False,
+    )
+    init.add_argument("--data", required=True, help="folder or file of the data")
+    init.add_argument(
+        "--method", default="scm", help="of the student; default scm, see methods"
+    )
+    init.add_argument(
+        "--out", default="configs/mine", help="folder of the configs; configs/mine"
+    )
+    init.add_argument(
+        "--size", type=int, help="side of the images of a folder; default their own"
+    )
+
+    sample = parsers.add_parser(
+        "sample", help="sample the student of a run, finished or not"
+    )
     sample.add_argument("--run", required=True, help="run folder")
     sample.add_argument("--steps", type=int, default=1, help="network evaluations")
     sample.add_argument("--count", type=int, help="number of samples")
-    sample.add_argument("--labels", help="comma-separated labels, one per sample")
+    sample.add_argument(
+        "--labels",
+        help="labels or names of classes joined by commas, one per sample: 0,cat",
+    )
     sample.add_argument(
         "--data",
         help=".npz with the fields that the student reads: conditions 'cond', and what "
@@ -212,7 +236,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     edit.add_argument("--noise", type=_number, help="standard deviation of the noise")
     edit.add_argument("--strength", type=_number, help="in (0, 1]; 1 forgets the image")
     edit.add_argument("--steps", type=int, default=8, help="network evaluations")
-    edit.add_argument("--labels", help="comma-separated labels, one per image")
+    edit.add_argument(
+        "--labels", help="labels or names of classes joined by commas, one per image"
+    )
     edit.add_argument("--seed", type=int, default=0)
     edit.add_argument("--batch-size", type=int, default=512)
     edit.add_argument(
@@ -334,6 +360,7 @@ COMMANDS = {
     "compile": commands.compile_card,
     "configs": commands.configs,
     "evaluate": commands.evaluate,
+    "init": commands.init,
     "convert": commands.convert,
     "edit": commands.edit,
     "methods": commands.methods,

@@ -57,6 +57,17 @@ def configs(options: argparse.Namespace) -> int:
     return 0
 
 
+def init(options: argparse.Namespace) -> int:
+    """Writes configs for one's own data."""
+    from distilljax import starting
+
+    lines = starting.begin(
+        options.data, method=options.method, out=options.out, size=options.size
+    )
+    print("\n".join(lines))
+    return 0
+
+
 def compile_card(options: argparse.Namespace) -> int:
     """Compiles a card for chips that are not there."""
     from distilljax import ahead
@@ -65,17 +76,6 @@ def compile_card(options: argparse.Namespace) -> int:
     result = program.compile()
     print(result)
     return 0 if result.fits else 1
-
-
-def _labels(text: str | None) -> list[int] | None:
-    if not text:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"--labels must be integers joined by commas, got {text!r}"
-        ) from None
 
 
 def sample(options: argparse.Namespace) -> int:
@@ -104,7 +104,7 @@ def sample(options: argparse.Namespace) -> int:
         student,
         steps=options.steps,
         count=options.count,
-        labels=_labels(options.labels),
+        labels=options.labels or None,
         cond=fields.get("cond"),
         start=None if field is None else fields.get(field),
         seed=options.seed,
@@ -138,7 +138,6 @@ def edit(options: argparse.Namespace) -> int:
     from distilljax import image_edits
 
     given = image_edits.read_images(options.input)
-    labels = _labels(options.labels)
     mask = image_edits.read_mask(options.mask) if options.mask else None
     if mask is None and options.task == "inpaint":
         mask = given.get("mask")
@@ -148,7 +147,7 @@ def edit(options: argparse.Namespace) -> int:
         options.run,
         options.task,
         given["x"],
-        labels=given.get("label") if labels is None else labels,
+        labels=options.labels or given.get("label"),
         mask=mask,
         noise=options.noise,
         strength=options.strength,

@@ -22,6 +22,7 @@ from distilljax import editing, generation, promotion, storage
 from distilljax.api import Fitted, load, saving
 from distilljax.errors import unknown
 from distilljax.evaluation import sample_files
+from distilljax.labels import numbered
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import Hooks, sample
@@ -125,7 +126,8 @@ def edit(
       task: see the table.
       images: floating, in the units of the training data. Repeat an image for several
         results: every row has its own noise.
-      labels: one class label per image, for a class-conditional student.
+      labels: one class label per image, for a class-conditional student: integers,
+        names of classes, or both.
       mask: not 0 in the hole, ``[H, W]`` or ``[N, H, W]``.
       noise: standard deviation of the noise in the images.
       strength: in (0, 1]; how far up the noise levels a rough image is sent, 1 forgets
@@ -159,6 +161,7 @@ def edit(
             f"labels must be given, one per image: the student has classes 0 .. "
             f"{fitted.num_classes - 1}"
         )
+    labels = numbered(labels, fitted.class_names)
     path = generation.sampling_path(method, fitted.network)
     times = _times(method, path, steps, noise, strength)
     given = {"images": observed}

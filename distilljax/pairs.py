@@ -177,7 +177,10 @@ def write_pairs(
     if all(record.exists() for record in records):
         shards = [tuple(json.loads(record.read_text())) for record in records]
         classes = None if conditions is None else conditions.num_classes
-        array_records.describe(folder, layout, classes, shards, origin=settings)
+        more: dict[str, Any] = {"origin": settings}
+        if fitted.class_names is not None and classes == fitted.num_classes:
+            more["class_names"] = fitted.class_names
+        array_records.describe(folder, layout, classes, shards, **more)
     return folder
 
 

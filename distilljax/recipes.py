@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distilljax import methods, specs
+from distilljax import methods, players, specs
 from distilljax.cards import card
 from distilljax.errors import unknown
 from distilljax.releases import Release
@@ -33,7 +33,8 @@ def digits_card(
       second_time: whether the student is told the end time.
       **train: see `card`.
     """
-    built = _players(method, options, {"name": "mlp", **(network or {})}, second_time)
+    net = {"name": "mlp", **(network or {})}
+    built = _players(method, options, net, second_time, "pooled")
     settings = {
         "log_every": 20,
         "checkpoint": {"every": 500, "keep": 2},
@@ -49,36 +50,15 @@ def _players(
     network: Mapping[str, Any],
     second_time: bool,
     head: str | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Any]:
     """Sections of the networks that a method wants around one kind of network."""
-    built = {"backbone": dict(network)}
-    roles = methods.build(method, **specs.resolve(dict(options or {}))).roles
-    own: dict[str, Any] = {"second_time": True} if second_time else {}
-    if "guidance" in roles["student"].needs:
-        own["guidance"] = (0.1, 1000.0, 128)
-    if own:
-        # A target has the parameters of its student.
-        for role in ("student", "target"):
-            if role in roles:
-                built[role] = {**network, **own}
-    # Critics that are told where a sample was made from; see `methods.dmd2`.
-    told = {n: {"second_time": True} for n in roles if "second_time" in roles[n].needs}
-    if "fake_score" in told:
-        built["fake_score"] = {**network, **told["fake_score"]}
-    if "discriminator" in roles:
-        said = told.get("discriminator", {})
-        # A head that is told where a sample was made from is told times at all.
-        kind = {} if head is None or said else {"kind": head}
-        built["discriminator"] = {"name": "head", **kind, **said}
-    if "log_weight" in roles:
-        built["log_weight"] = {"name": "log_weight"}
-    if roles["student"].network == "policy":
-        built["policy"] = {"name": "policy"}
-    return built
+    roles = dict(methods.build(method, **specs.resolve(dict(options or {}))).roles)
+    if second_time:
+        student = roles["student"]
+        roles["student"] = student._replace(needs=student.needs | {"second_time"})
+    return players.sections(method, roles, {"backbone": dict(network)}, head=head)
 
 
-# The discriminators of the releases; LADD's heads have a logit per position.
-_HEADS = {"dmd2": "bottleneck", "f_distill": "bottleneck", "ladd": "patches"}
 _CIFAR = {"sample_shape": (32, 32, 3), "num_classes": 10}
 _LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
 _LATENTS = {
@@ -170,9 +150,7 @@ def pod_card(
         release.method,
         options,
         source={"name": name, **known[name], **release.data},
-        networks=_players(
-            release.method, options, net, second_time, _HEADS.get(release.method)
-        ),
+        networks=_players(release.method, options, net, second_time),
         cycles=release.cycles,
         batch_size=-(-release.batch_size // (parts * chips)) * parts * chips,
         default={**release.default, "accumulate": parts},

@@ -27,6 +27,7 @@ from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
 from distilljax.errors import unknown
 from distilljax.extras import needed
+from distilljax.labels import names_of
 
 FORMAT = "distilljax records 1"
 DESCRIPTION = "data.json"
@@ -59,6 +60,7 @@ class RecordSource:
       num_classes: see `Source`.
       fingerprint: see `Source`; the digest of the contents that the writer recorded.
       name: how reports and errors call it.
+      class_names: see `Source`.
     """
 
     shards: tuple[Shard, ...]
@@ -66,6 +68,7 @@ class RecordSource:
     num_classes: int | None
     fingerprint: str
     name: str
+    class_names: tuple[str, ...] | None = None
 
     @functools.cached_property
     def _reader(self) -> Any:
@@ -183,12 +186,14 @@ def records(
     digest = hashlib.blake2b(about["fingerprint"].encode(), digest_size=12)
     if pattern != "*":
         digest.update(repr(sorted(s["file"] for s in listed)).encode())
+    names = about.get("class_names") if num_classes in (None, had) else None
     source = RecordSource(
         tuple(Shard(os.fspath(path / s["file"]), s["count"]) for s in listed),
         layout,
         had if num_classes is None else num_classes,
         digest.hexdigest(),
         f"records {path}",
+        None if names is None else tuple(names),
     )
     return augmented(mirrored(source) if flip else source, augment)
 
@@ -330,7 +335,8 @@ def write_records(
     for i, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         name = shard_name(i, shards)
         written.append((name, *write_shard(folder / name, rows(first, last))))
-    describe(folder, layout, source.num_classes, written)
+    more = {} if (names := names_of(source)) is None else {"class_names": names}
+    describe(folder, layout, source.num_classes, written, **more)
     return folder
 
 

@@ -15,6 +15,8 @@ from distilljax.data.sources import Source, arrays
 
 # Fields that methods read beside x0.
 _FIELDS = ("cond", "eps", "y", "weight")
+# Names of the classes, one a label.
+_NAMES = "class_names"
 
 
 def load_npz(
@@ -92,7 +94,7 @@ def read_fields(
 def _load_folder(path: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder's ``.npy`` files; on local disk they stay there."""
     found = {}
-    for name in ("x0", *_FIELDS):
+    for name in ("x0", *_FIELDS, _NAMES):
         if (file := path / f"{name}.npy").is_file():
             found |= storage.load_arrays(file)
     if "x0" not in found:
@@ -128,7 +130,7 @@ def npz(
 
     Returns:
       The source, with the fields ``x0``, and ``cond``, ``eps``, ``y`` and ``weight``
-      where the file has them.
+      where the file has them; texts ``class_names`` name its labels.
 
     Raises:
       ValueError: if the file is not there, holds no ``x0`` or samples of another shape,
@@ -142,13 +144,13 @@ def npz(
     else:
         shape = ", ".join(map(str, sample_shape))
         what = f"x0 [N, {shape}] (images in [-1, 1], or latents) and cond [N]"
-        path, found = load_npz(path, ("x0",), what, ("x0", *_FIELDS))
+        path, found = load_npz(path, ("x0",), what, ("x0", *_FIELDS, _NAMES))
     x0 = found.pop("x0")
     if x0.shape[1:] != tuple(sample_shape):
         raise ValueError(
             f"{path}: x0 must be [N, {', '.join(map(str, sample_shape))}], got "
             f"{x0.shape}"
         )
-    rest = {name: found[name] for name in _FIELDS if name in found}
+    rest = {name: found[name] for name in (*_FIELDS, _NAMES) if name in found}
     source = arrays(x0, num_classes=num_classes, images=images, name=path.stem, **rest)
     return augmented(mirrored(source) if flip else source, augment)

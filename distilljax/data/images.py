@@ -37,6 +37,7 @@ class ReadSource:
       fingerprint: see `Source`.
       name: how reports and errors call it.
       read_threads: threads of the pipeline that read; 0 takes one a processor.
+      class_names: see `Source`.
     """
 
     read: Callable[[int], Sample] = dataclasses.field(repr=False)
@@ -47,6 +48,7 @@ class ReadSource:
     fingerprint: str
     name: str
     read_threads: int = 0
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -113,6 +115,11 @@ class Mirrored:
     def num_classes(self) -> int | None:
         """See `Source`."""
         return self.source.num_classes
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """See `Source`."""
+        return getattr(self.source, "class_names", None)
 
     @property
     def cond_features(self) -> int | None:
@@ -248,7 +255,8 @@ def image_folder(
 ) -> Source:
     """Images ``path/<class>/<file>``, or ``path/<file>`` without labels.
 
-    Labels number the class folders in the order of their names, and samples come in the
+    Labels number the class folders in the order of their names, which are the names of
+    the classes (``sample --labels=cat``), and samples come in the
     order of class and file name, whatever the file system says. Hidden files and
     folders are no data (``.ipynb_checkpoints``, ``__MACOSX``, ``._name.png``). An image
     is resized to cover ``sample_shape`` and cropped at the centre, see `fitted`.
@@ -289,6 +297,7 @@ def image_folder(
         _fingerprint(path, names, shape),
         f"image_folder {path}",
         read_threads,
+        tuple(classes) or None,
     )
     return augmented(mirrored(source) if flip else source, augment)
 

@@ -89,6 +89,7 @@ def tfds(
             f"num_classes={num_classes}: {dataset} has "
             + ("no labels" if classes is None else f"{classes} classes")
         )
+    names = _names(features[cond]) if cond else None
     known = builder.info.full_name
     source = ReadSource(
         functools.partial(_read, rows, x0, cond, shape, is_image),
@@ -99,8 +100,15 @@ def tfds(
         f"{known}[{split}]{x0},{cond},{shape}:{len(rows)}",
         f"tfds {known}",
         read_threads,
+        names if num_classes in (None, classes) else None,
     )
     return augmented(mirrored(source) if flip else source, augment)
+
+
+def _names(feature: Any) -> tuple[str, ...] | None:
+    """Names of a feature's classes, None where they are the numbers of the labels."""
+    names = tuple(getattr(feature, "names", None) or ())
+    return None if names == tuple(map(str, range(len(names)))) else names
 
 
 def _read(

@@ -13,13 +13,14 @@ import functools
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
 from distilljax.extras import needed
+from distilljax.labels import names_of
 
 Sample = dict[str, np.ndarray]
 
@@ -36,6 +37,8 @@ class Source(Protocol):
       fields: names of the fields of a sample; ``x0`` is among them unless the source
         serves methods without data.
       fingerprint: short text that is equal exactly when the data is.
+
+    A source whose classes have names says them as ``class_names``, by label.
     """
 
     def __len__(self) -> int: ...
@@ -67,6 +70,7 @@ class ArraySource:
       name: how reports call it.
       shape: `Source.sample_shape` where there is no ``x0``.
       images: whether ``x0`` was checked to be images in [-1, 1]; None: not said.
+      class_names: see `Source`.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -74,6 +78,7 @@ class ArraySource:
     name: str = "arrays"
     shape: tuple[int, ...] | None = None
     images: bool | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -262,6 +267,7 @@ def arrays(
     num_classes: int | None = None,
     images: bool | None = None,
     name: str = "arrays",
+    class_names: Sequence[str] | None = None,
     **fields: Any,
 ) -> ArraySource:
     """A source over arrays in memory (or memory-mapped), checked here.
@@ -274,6 +280,7 @@ def arrays(
       images: whether the rank and range of images are required; default: required
         unless ``x0`` is ``[N, d]``. False for latents, tokens, anything unbounded.
       name: how reports call it.
+      class_names: of the labels from 0, by which students are asked for them.
       **fields: further arrays ``[N, ...]`` by field name (``eps``, ``y``, ``weight``).
 
     Returns:
@@ -307,7 +314,10 @@ def arrays(
     columns |= given
     for key, value in fields.items():
         columns[key] = _column(key, value, len(samples))
-    return ArraySource(columns, num_classes, name, images=checked)
+    names = None if class_names is None else tuple(map(str, class_names))
+    source = ArraySource(columns, num_classes, name, images=checked, class_names=names)
+    names_of(source)
+    return source
 
 
 def digits() -> ArraySource:

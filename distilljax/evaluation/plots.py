@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 from numpy.typing import ArrayLike, NDArray
 
+from distilljax.evaluation import captions as lines
 from distilljax.extras import needed
 from distilljax.storage import write_atomic
 
@@ -20,7 +22,13 @@ _GRID = "distilljax samples"
 
 
 def image_grid(
-    images: ArrayLike, columns: int, scale: int = 1, *, border: int = 1, gap: int = 2
+    images: ArrayLike,
+    columns: int,
+    scale: int = 1,
+    *,
+    border: int = 1,
+    gap: int = 2,
+    captions: Sequence[str] | None = None,
 ) -> NDArray[np.uint8]:
     """Tiles images row by row, without interpolation.
 
@@ -32,10 +40,13 @@ def image_grid(
       border: black pixels around every image, scaled with it; they keep drawings
         that reach the edge apart from their neighbours.
       gap: width of the dark grey line between tiles, not scaled.
+      captions: a text above each image, such as the name of its class; one that is too
+        long is cut.
 
     Returns:
       uint8 ``[rows * (h + gap) - gap, columns * (w + gap) - gap, 3]`` with
-      ``h = (H + 2 border) scale`` and ``w = (W + 2 border) scale``.
+      ``h = (H + 2 border) scale`` and ``w = (W + 2 border) scale``; captions add
+      `captions.HEIGHT` to ``h``.
 
     Raises:
       ValueError: wrong rank, no image, another number of channels, bad sizes.
@@ -52,12 +63,17 @@ def image_grid(
             f"columns={columns}, scale={scale}, border={border}, gap={gap}; pass "
             "positive integers."
         )
+    if captions is not None and len(captions) != len(x):
+        raise ValueError(f"captions must be {len(x)}, one an image: {len(captions)}")
     finite = np.isfinite(x).all(3)
     shades = np.clip(np.where(np.isfinite(x), x, 0.0), -1.0, 1.0) * 127.5 + 127.5
     pixels = np.broadcast_to(np.rint(shades), (*x.shape[:3], 3)).astype(np.uint8)
     pixels[~finite] = _MAGENTA
     pixels = np.pad(pixels, ((0, 0), (border,) * 2, (border,) * 2, (0, 0)))
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+    if captions is not None:
+        strips = lines.captions(captions, pixels.shape[2])
+        pixels = np.concatenate([strips, pixels], 1)
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
     shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, 3)

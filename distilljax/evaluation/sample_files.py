@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from distilljax import storage
 from distilljax.evaluation.plots import image_grid, save_picture
+from distilljax.labels import named
 
 ARRAYS = (".npz", ".npy")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -147,7 +148,12 @@ def parts_of(out: str | os.PathLike) -> epath.Path:
 
 
 def write(
-    to: Target, x: NDArray, labels: Any = None, record: Mapping[str, Any] | None = None
+    to: Target,
+    x: NDArray,
+    labels: Any = None,
+    record: Mapping[str, Any] | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
 ) -> None:
     """Writes samples; each file whole or not at all, the arrays first.
 
@@ -156,6 +162,7 @@ def write(
       x: samples ``[N, *sample_shape]``.
       labels: ``[N]``, or None.
       record: what they are, JSON values.
+      class_names: of the labels, which a grid says above its images.
     """
     x, text = np.asarray(x, np.float32), json.dumps(dict(record or {}))
     fields: dict[str, Any] = {"x": x}
@@ -174,7 +181,8 @@ def write(
         storage.save_npz(to.arrays, fields, compressed=True)
     shades = np.clip(x, -1.0, 1.0)
     if to.picture is not None:
-        grid = image_grid(shades[:SHOWN], min(10, len(x)), 4)
+        captions = named(None if labels is None else labels[:SHOWN], class_names)
+        grid = image_grid(shades[:SHOWN], min(10, len(x)), 4, captions=captions)
         save_picture(to.picture, grid, note=to.arrays.name)
     if to.folder is not None:
         _write_folder(to.folder, shades)

@@ -1,9 +1,10 @@
 """Modules as pure functions of their parameters.
 
 The library sees a network as ``apply(params, x, t, cond, s)`` over plain nested dicts.
-This file makes that out of a flax module: nnx modules are built from a constructor, so
-that nothing is allocated before ``init`` runs (under ``jit`` or ``eval_shape``), and
-merged with their parameters inside every call, which costs nothing once traced.
+This file makes that out of a module of flax or equinox. nnx modules are built from a
+constructor, so that nothing is allocated before ``init`` runs (under ``jit`` or
+``eval_shape``), and merged with their parameters inside every call, which costs nothing
+once traced.
 
 Precision is settled here: parameters, state and condition are cast to the compute dtype
 on the way in, times stay float32, results leave in float32.
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx, traverse_util
 from flax.errors import InvalidRngError
 
@@ -176,13 +178,46 @@ def _pure_linen(module: linen.Module, example: tuple | None, name: str) -> Pure:
     return Pure(init, call, inspect.signature(module.__call__))
 
 
+def _pure_tree(module: Any, name: str) -> Pure:
+    """A callable pytree; its floating arrays are the parameters."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(module)
+    leaves = [leaf for _, leaf in flat]
+    layout = {}
+    for place, (path, leaf) in enumerate(flat):
+        array = isinstance(leaf, (jax.Array, np.ndarray))
+        if array and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            keys = (jax.tree_util.keystr((part,), simple=True) for part in path)
+            layout[tuple(keys)] = place
+
+    def init(key: Array) -> Params:
+        own = {keys: jnp.array(leaves[place]) for keys, place in layout.items()}
+        return traverse_util.unflatten_dict(own)
+
+    def call(params: Params, *args: Any, **kwargs: Any) -> Any:
+        given = traverse_util.flatten_dict(params)
+        if given.keys() != layout.keys():
+            _refuse(name, layout, given)
+        own = list(leaves)
+        for keys, place in layout.items():
+            own[place] = given[keys]
+        return jax.tree.unflatten(structure, own)(*args, **kwargs)
+
+    return Pure(init, call, inspect.signature(module.__call__))
+
+
+def _is_tree(module: Any) -> bool:
+    """Whether a module is a pytree of its own, as those of equinox are."""
+    return callable(module) and not jax.tree_util.all_leaves([module])
+
+
 def pure(module: Any, *, name: str = "module", example: tuple | None = None) -> Pure:
-    """A flax module as ``init`` and ``call``; see the rules above.
+    """A module as ``init`` and ``call``; see the rules above.
 
     Args:
       module: a function ``nnx.Rngs -> nnx.Module`` (nothing is allocated before
         ``init``), a built nnx module (``init`` then returns copies of its parameters
-        whatever the key), or a linen module.
+        whatever the key), a linen module, or a built callable pytree such as an equinox
+        module (likewise; its floating arrays are the parameters, nested by field).
       name: how errors call it.
       example: arguments of the call, arrays or shapes; linen only.
 
@@ -191,10 +226,13 @@ def pure(module: Any, *, name: str = "module", example: tuple | None = None) -> 
     """
     if isinstance(module, linen.Module):
         return _pure_linen(module, example, name)
+    if not isinstance(module, nnx.Module) and _is_tree(module):
+        return _pure_tree(module, name)
     if not callable(module):
         raise ValueError(
-            f"network {name!r}: module must be an nnx module, a function nnx.Rngs -> "
-            f"nnx.Module or a linen module, got {type(module).__name__}"
+            f"network {name!r}: module must be a callable pytree (equinox), an nnx "
+            "module, a function nnx.Rngs -> nnx.Module or a linen module, got "
+            f"{type(module).__name__}"
         )
     return _pure_nnx(module, name)
 
@@ -243,7 +281,7 @@ def times_over(x: Array, t: Any, clock: Callable[[Array], Array] | None) -> Arra
 
 
 def _name_of(module: Any) -> str:
-    if isinstance(module, (nnx.Module, linen.Module)):
+    if isinstance(module, (nnx.Module, linen.Module)) or _is_tree(module):
         return type(module).__name__
     return str(getattr(module, "__name__", "network"))
 
@@ -275,7 +313,7 @@ def functionalize(
     example: tuple | None = None,
     name: str | None = None,
 ) -> Network:
-    """A `Network` out of a flax module.
+    """A `Network` out of a module of flax or equinox.
 
     The module is called as ``module(x, t, cond)``, with ``s=`` if it has the capability
     ``second_time``, ``w=`` if it has ``guidance`` and the condition holds a guidance

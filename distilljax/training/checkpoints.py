@@ -146,6 +146,60 @@ class Checkpoints:
             item_names=("state", "data", "meta"),
         )
 
+    @classmethod
+    def to_read(cls, folder: epath.Path) -> Checkpoints:
+        """Those of a folder for `saved` and `newest` alone: nothing is made or moved.
+
+        A run may be going on in the folder.
+        """
+        found = cls.__new__(cls)
+        found._root = storage.absolute(folder) / "checkpoints"
+        return found
+
+    @property
+    def saved(self) -> list[int]:
+        """Steps that are on disk, oldest first."""
+        if not self._root.is_dir():
+            return []
+        return sorted(int(path.name) for path in self._root.iterdir() if is_step(path))
+
+    def newest(self, abstract: TrainState) -> Restored:
+        """The newest whole checkpoint; damaged ones are named and left where they are.
+
+        Args:
+          abstract: see `restore`.
+
+        Raises:
+          ValueError: if none of those that are there can be read, or the newest is of
+            another state.
+          OSError: see `restore`.
+        """
+        damaged: dict[int, str] = {}
+        while steps := [step for step in self.saved if step not in damaged]:
+            try:
+                found = self._read_again(steps[-1], abstract)
+            except _Mismatch as error:
+                raise ValueError(str(error)) from None
+            except (MemoryError, _Unreadable):
+                raise
+            except Exception as error:  # any other failure to read means damage
+                # One that is gone meanwhile made room for a newer one.
+                if steps[-1] in self.saved:
+                    reason = str(error).strip().split("\n")[0][:200]
+                    damaged[steps[-1]] = f"{type(error).__name__}: {reason}"
+                continue
+            for step, reason in damaged.items():
+                warnings.warn(
+                    f"checkpoint {step} in {str(self._root)!r} is damaged ({reason}); "
+                    f"that of cycle {found.step} is used",
+                    stacklevel=3,
+                )
+            return found
+        raise ValueError(
+            f"no checkpoint in {str(self._root)!r} can be read: "
+            + "; ".join(f"{step} ({reason})" for step, reason in damaged.items())
+        )
+
     @property
     def steps(self) -> list[int]:
         """Saved steps, oldest first."""
