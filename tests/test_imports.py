@@ -10,7 +10,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    ("errors", "extras", "storage", "axes", "shares", "terminal", "promotion"),
+    (
+        "errors",
+        "extras",
+        "storage",
+        "axes",
+        "shares",
+        "terminal",
+        "promotion",
+        "labels",
+    ),
     ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
@@ -21,10 +30,10 @@ FLOORS = (
     ("data",),
     ("evaluation",),
     ("training",),
-    ("interop",),
-    ("specs", "releases"),
+    ("interop", "taught", "looking"),
+    ("specs", "releases", "players"),
     ("generation", "diagnosis", "cards", "overrides"),
-    ("recipes", "ahead", "api", "hints"),
+    ("recipes", "ahead", "api", "hints", "starting"),
     ("image_edits", "judge", "pairs", "quickstart"),
     ("bench",),
     ("commands", "cli", "__main__"),
