@@ -17,6 +17,8 @@ A card is an `ml_collections.ConfigDict` of plain values:
 
 from __future__ import annotations
 
+import ast
+import difflib
 import importlib.util
 import inspect
 import pathlib
@@ -418,26 +420,64 @@ def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     return known[name](**values)
 
 
+def shipped() -> dict[str, pathlib.Path]:
+    """The cards of this library by name, such as ``"digits/scm"``.
+
+    They are ``configs/`` of the repository, which an installed package carries.
+    """
+    inside = pathlib.Path(__file__).parent
+    folders = (inside / "configs", inside.parent / "configs")
+    folder = next((f for f in folders if f.is_dir()), folders[0])
+    files = sorted(folder.glob("*/*.py"))
+    return {f"{p.parent.name}/{p.stem}": p for p in files if p.stem != "__init__"}
+
+
+def headline(path: pathlib.Path) -> str:
+    """The first line of a card's docstring; nothing of it is executed."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def locate(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """The file of a card, and the text for its ``get_config``, or None.
+
+    Args:
+      path: see `load`.
+
+    Raises:
+      ValueError: if there is no such card, with the near ones.
+    """
+    text = str(path)
+    where, found, variant = text.partition(".py:")
+    if found or text.endswith(".py"):
+        path = pathlib.Path(f"{where}.py" if found else text)
+    else:
+        name, found, variant = text.partition(":")
+        path = shipped().get(name, pathlib.Path(name))
+    if not path.is_file():
+        own = [str(p) for p in path.parent.glob("*.py") if p.stem != "__init__"]
+        name = path.with_suffix("").as_posix().rpartition("configs/")[2]
+        near = difflib.get_close_matches(str(path), own, 3, 0.8)
+        near = near or difflib.get_close_matches(name, shipped(), 3, 0.6)
+        hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise ValueError(
+            f"no card at {path}: it is neither a file nor the name of a card of this "
+            f"library. {hint}`distilljax configs` lists those."
+        )
+    return path, variant if found else None
+
+
 def load(path: str | pathlib.Path) -> ConfigDict:
     """The card of a file, by its ``get_config()``.
 
     Args:
-      path: the file; ``card.py:text`` calls ``get_config("text")``.
+      path: the file, or the name of a card of this library (``"digits/scm"``, see
+        `shipped`); ``card.py:text`` and ``name:text`` call ``get_config("text")``.
 
     Raises:
-      ValueError: if the file does not exist or defines no ``get_config`` that fits.
+      ValueError: if there is no such card, or it defines no ``get_config`` that fits.
     """
-    where, found, variant = str(path).partition(".py:")
-    path = pathlib.Path(f"{where}.py" if found else path)
-    if not path.is_file():
-        near = sorted(
-            p.name for p in path.parent.glob("*.py") if p.name != "__init__.py"
-        )
-        raise ValueError(
-            f"no card at {path}: " + unknown("card", path.name, near)
-            if near
-            else f"no card at {path}: there is no such file"
-        )
+    path, variant = locate(path)
     spec = importlib.util.spec_from_file_location(f"distilljax_card_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -445,7 +485,7 @@ def load(path: str | pathlib.Path) -> ConfigDict:
     spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise ValueError(f"{path} defines no get_config()")
-    arguments = (variant,) if found else ()
+    arguments = () if variant is None else (variant,)
     if len(arguments) > len(inspect.signature(module.get_config).parameters):
         raise ValueError(f"{path} has one card alone: leave {':' + variant!r} out")
     found = module.get_config(*arguments)

@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from distilljax import commands, terminal
+from distilljax import commands, extras, terminal
 from distilljax._version import __version__
 from distilljax.errors import unknown
+
+_CARD = "card: a .py with get_config(), or a name of distilljax configs"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What reads the output has had enough (``| head``); nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ModuleNotFoundError, FloatingPointError) as error:
+    except ModuleNotFoundError as error:
+        told = error
+        if "pip install" not in str(error):
+            told = extras.missing(error, "the command")
+        print(f"distilljax {options.command}: {told}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"distilljax {options.command}: {error}", file=sys.stderr)
         return 2
 
@@ -74,7 +82,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--config.student.lr=1e-4 --config.cycles=500.",
         allow_abbrev=False,
     )
-    train.add_argument("--config", required=True, help="card, a .py with get_config()")
+    train.add_argument("--config", required=True, help=_CARD)
     train.add_argument("--out", help="run folder; default runs/<card's name>")
     train.add_argument("--teacher", help="run folder of the teacher")
     train.add_argument(
@@ -194,9 +202,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     convert = parsers.add_parser(
         "convert", help="write the data of a card as ArrayRecord, for data.records"
     )
-    convert.add_argument(
-        "--config", required=True, help="card, a .py with get_config()"
-    )
+    convert.add_argument("--config", required=True, help=_CARD)
     convert.add_argument("--out", required=True, help="folder")
     convert.add_argument("--shards", type=int, default=1, help="number of files")
     convert.add_argument("--x0", help="uint8, float16 or float32")
@@ -232,7 +238,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     ahead = parsers.add_parser(
         "compile", help="compile a card for TPUs that need not be there"
     )
-    ahead.add_argument("--config", required=True, help="card, a .py with get_config()")
+    ahead.add_argument("--config", required=True, help=_CARD)
     ahead.add_argument(
         "--topology", default="v5e:4x4", help="chips, for example v5e:4x4, v5p:2x2x2"
     )
@@ -278,6 +284,7 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--redo", action="store_true", help="run methods again that failed"
     )
 
+    parsers.add_parser("configs", help="the cards of this library: name and aim")
     parsers.add_parser("methods", help="the catalogue: citation, data, networks")
 
     quick = parsers.add_parser("quickstart", help="digits, a teacher, four methods")
@@ -335,6 +342,7 @@ def read_card(path: str, overrides: Sequence[str]):
 COMMANDS = {
     "bench": commands.bench,
     "compile": commands.compile_card,
+    "configs": commands.configs,
     "evaluate": commands.evaluate,
     "init": commands.init,
     "convert": commands.convert,

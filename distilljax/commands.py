@@ -23,13 +23,14 @@ def train(options: argparse.Namespace) -> int:
         with config.unlocked():
             config.teacher = options.teacher
     found = cards.expand(config)
-    folder = epath.Path(options.out or f"runs/{epath.Path(options.config).stem}")
+    name = cards.locate(options.config)[0].stem
+    folder = epath.Path(options.out or f"runs/{name}")
     teacher = None
     if found.method.taught:
         if not found.teacher:
             raise ValueError(
                 f"method {found.method.name!r} starts from a teacher: pass --teacher="
-                "FOLDER of a finished run, for example of configs/digits/teacher.py"
+                "FOLDER of a finished run, for example of the card digits/teacher"
             )
         teacher = api.load(found.teacher)
     fitted = api.fit_card(
@@ -53,6 +54,17 @@ def init(options: argparse.Namespace) -> int:
         options.data, method=options.method, out=options.out, size=options.size
     )
     print("\n".join(lines))
+    return 0
+
+
+def configs(options: argparse.Namespace) -> int:
+    """Prints the cards of this library."""
+    from distilljax import cards
+
+    found = cards.shipped()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        print(f"{name:{width}}  {cards.headline(path)}")
     return 0
 
 

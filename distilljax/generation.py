@@ -23,10 +23,12 @@ from etils import epath
 
 from distilljax import editing, promotion, storage
 from distilljax.binding import Bound, Network, told
+from distilljax.extras import needed
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
+from distilljax.sampling import sample_counted
 from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
 from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
@@ -155,6 +157,44 @@ def student_sampler(
         x = sample_steps(f, x, left, path=path, renoise=rule, key=key)
         assert isinstance(x, jax.Array)
         return x
+
+    return run
+
+
+@promotion.usual()
+def counted_sampler(
+    method: Method, network: Network, counts: Sequence[int]
+) -> Callable[..., Array]:
+    """One program for several numbers of steps of a student; see `student_sampler`.
+
+    Args:
+      method: says grid, re-noising rule and path; a student that is told no scale.
+      network: network of the sampled role.
+      counts: the numbers of steps.
+
+    Returns:
+      ``((params, place), eps, cond, key) -> x`` takes ``counts[place]`` steps; the
+      place is an integer array, so that no number of steps compiles anew.
+    """
+    path = sampling_path(method, network)
+    grids = [method.sampling.grid(count, path) for count in counts]
+    width = max(map(len, grids))
+    table = np.asarray([(*g, *[g[-1]] * (width - len(g))) for g in grids], np.float32)
+    steps = np.asarray([len(g) - 1 for g in grids], np.int32)
+
+    def run(given: Any, eps: Array, cond: Any, key: Array) -> Array:
+        params, place = given
+        times = jnp.asarray(table)[place]
+        f = student_map(method, network, params, cond)
+        return sample_counted(
+            f,
+            path.start(eps, t=times[0]),
+            times,
+            jnp.asarray(steps)[place],
+            path=path,
+            renoise=method.sampling.renoise,
+            key=key,
+        )
 
     return run
 
@@ -289,7 +329,7 @@ def _noise(seed: int, indices: Array, sample_shape: tuple[int, ...]) -> Array:
 
 
 @jax.jit
-def _row_keys(seed: int, indices: Array) -> Array:
+def sample_keys(seed: int, indices: Array) -> Array:
     """Keys of the fresh noise of samples, apart from those of their first noise."""
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
@@ -395,7 +435,8 @@ def generate(
     starts = range(0, count, batch_size)
     shown = is_terminal() if progress is None else progress
     if shown:
-        from tqdm import tqdm
+        with needed("the bar of sampling"):
+            from tqdm import tqdm
 
         starts = tqdm(starts, desc=tag or "sampling", unit="batch")
     out = np.empty((count, *sample_shape), np.float32)
@@ -408,7 +449,7 @@ def generate(
                 if eps is None:
                     eps = initial_noise(seed, first, batch_size, sample_shape)
                 indices = np.arange(first, first + batch_size, dtype=np.uint32)
-                keys = _row_keys(checked_seed(seed), indices)
+                keys = sample_keys(checked_seed(seed), indices)
                 arrays = () if more is None else (more,)
                 found = np.asarray(run(params, eps, part, keys, *arrays))
                 found = found[: rows.stop - rows.start]

@@ -110,7 +110,7 @@ def _drawn(
     options: Mapping[str, Any],
 ) -> list[np.ndarray]:
     # One jit for all seeds; generate() would build one each.
-    program = jax.jit(sampler)
+    program = sampler if hasattr(sampler, "lower") else jax.jit(sampler)
     return [
         np.clip(
             generation.generate(

@@ -25,6 +25,7 @@ from distilljax.data.pipeline import take
 from distilljax.data.sources import Source
 from distilljax.draws import follow
 from distilljax.errors import unknown
+from distilljax.extras import needed
 from distilljax.solvers import Heun, Solver
 from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
@@ -327,7 +328,8 @@ def _check_finite(x0: np.ndarray, start: int) -> None:
 
 
 def _bar(mine: list[Any], missing: list[Any], progress: bool | None):
-    from tqdm import tqdm
+    with needed("the bar of pairs"):
+        from tqdm import tqdm
 
     total = sum(last - first for _, first, last in mine)
     left = sum(last - first for _, first, last in missing)

@@ -7,9 +7,9 @@ interrupted one continues, inside a training run too.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
-import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,9 @@ import numpy as np
 from etils import epath
 
 from distilljax import _version, api, cards, evaluation, generation, storage
+from distilljax.binding import Network
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge
+from distilljax.method import Method
 from distilljax.training.claim import claim_results
 from distilljax.training.loop import Hooks, View
 from distilljax.training.roles import network_of
@@ -27,7 +29,6 @@ from distilljax.training.writers import read_metrics
 
 METHODS = ("scm", "mean_flow", "dmd2", "rcm")
 PROBES = 8
-CONFIGS = pathlib.Path(__file__).parent.parent / "configs" / "digits"
 _SMOKE_CYCLES = {"teacher": 60}
 _SMOKE_SIZES = {"width": 64, "hidden": 64, "blocks": 1, "embedding": 32}
 
@@ -58,11 +59,6 @@ def run(
     Raises:
       ValueError: if the folder holds something else.
     """
-    if not CONFIGS.is_dir():
-        raise ValueError(
-            f"the quick start reads the repository's cards and finds no {CONFIGS}: "
-            "clone the repository and run launch/quickstart.sh in it"
-        )
     folder = epath.Path(out)
     with _quick_compilation(smoke):
         return _run(_Job(folder, smoke, seed, fresh))
@@ -121,9 +117,10 @@ class _Job:
         self._claim(fresh)
         self.judge = Judge.of(cards.expand(self.cards["teacher"]).source, self.seeds)
         self.x0, self.labels = self.judge.x0, self.judge.labels
+        self._programs: dict[str, Any] = {}
 
     def _card(self, name: str) -> Any:
-        config: Any = cards.load(CONFIGS / f"{name}.py")
+        config: Any = cards.load(f"digits/{name}")
         config.seed = self.seed
         if not self.smoke:
             return config
@@ -156,33 +153,46 @@ class _Job:
             say(f"{name}: done before, in {record['seconds']:.0f} s")
             return record
         say(f"{name}: ...")
-        began = time.monotonic()
+        began, spent = time.monotonic(), time.process_time()
         record = work()
+        record["cpu_seconds"] = round(time.process_time() - spent, 2)
         seconds = time.monotonic() - began + record.pop("seconds_before", 0.0)
         record["seconds"] = round(seconds, 2)
         path.parent.mkdir(exist_ok=True)
         storage.write_atomic(path, json.dumps(record, indent=1).encode())
-        say(f"{name}: {seconds:.0f} s")
+        say(f"{name}: {seconds:.0f} s, {record['cpu_seconds']:.0f} s of CPU")
         return record
+
+    def _program(self, name: str, method: Method, network: Network) -> Any:
+        """A student's sampler, compiled once for all numbers of steps and all calls."""
+        if name not in self._programs:
+            sampler = generation.counted_sampler(method, network, STEPS)
+            self._programs[name] = jax.jit(sampler)
+        return self._programs[name]
 
     def _probe(self, name: str, found: cards.Experiment) -> Hooks:
         """Frechet distance of a fixed seed while training, and sample grids."""
         method = found.method
         network = network_of(method.roles, method.sampling.role, found.networks)
         shape = self.x0.shape[1:]
+        one = np.int32(STEPS.index(1))
         if name == "teacher":
-            sampler = generation.teacher_sampler(network, 16)
+            draw = jax.jit(generation.teacher_sampler(network, 16))
         else:
-            sampler = generation.student_sampler(method, network, 1)
-        draw = jax.jit(sampler)
+            draw = self._program(name, method, network)
         eps = generation.initial_noise(0, 0, len(self.labels), shape)
+        places = np.arange(len(self.labels), dtype=np.uint32)
+        keys = generation.sample_keys(np.uint32(0), places)
         real = self.x0.reshape(len(self.labels), -1)
         columns = np.concatenate(
             [np.flatnonzero(self.labels == c)[:8] for c in range(10)]
         )
 
         def images(view: View) -> np.ndarray:
-            x = draw(view.params(), eps, self.labels, jax.random.key(0))
+            # On the host: parameters that are read from files meet the same program.
+            params = jax.tree.map(np.asarray, view.params())
+            given = params if name == "teacher" else (params, one)
+            x = draw(given, eps, self.labels, keys)
             return np.clip(np.asarray(x), -1.0, 1.0)
 
         def evaluate(view: View) -> dict[str, float]:
@@ -248,9 +258,11 @@ class _Job:
         ]
         for name in METHODS:
             student = api.load(self.folder / name)
-            for k in STEPS:
-                sampler = generation.student_sampler(student.method, student.network, k)
-                rows.append((f"{name}_nfe{k}", student, sampler))
+            program = self._program(name, student.method, student.network)
+            for place, k in enumerate(STEPS):
+                params = (student.params, np.int32(place))
+                run = dataclasses.replace(student, params=params)
+                rows.append((f"{name}_nfe{k}", run, program))
         return rows
 
     def sample(self) -> None:
@@ -327,7 +339,8 @@ class _Job:
         files = evaluation.write_report(
             self.folder, contents, self._grids(), self._curves(), columns=4
         )
-        self._verdict(contents)
+        spent = sum(record.get("cpu_seconds", 0.0) for record in stages.values())
+        self._verdict(contents, spent)
         say(f"report: {files.html}")
         return files.html
 
@@ -349,7 +362,7 @@ class _Job:
                 curves[name].update(frechet_step=at, frechet=values)
         return curves
 
-    def _verdict(self, report: dict[str, Any]) -> None:
+    def _verdict(self, report: dict[str, Any], spent: float) -> None:
         teacher = report["teacher"]
         line = "{:<12}{:>5}{:>10}{:>12}{:>10}{:>10}"
         say(line.format("", "NFE", "Frechet", "x teacher", "accuracy", "recall"))
@@ -364,4 +377,5 @@ class _Job:
                     f"{row['recall']:.3f}",
                 )
             )
-        say(f"total: {report['seconds']['total']:.0f} s")
+        total = report["seconds"]["total"]
+        say(f"total: {total:.0f} s, {spent:.0f} s of CPU")

@@ -166,6 +166,45 @@ class Hooks(NamedTuple):
     carry: Any = None
 
 
+def sample_counted(
+    flow_map: FlowMap,
+    x: Array,
+    times: Array,
+    steps: Array,
+    *,
+    path: Path,
+    renoise: Renoise,
+    key: Array,
+) -> Array:
+    """`sample` with the number of steps as data, one program for all numbers.
+
+    The program holds one network and not one a step, so that it compiles faster; the
+    values are those of `sample` to rounding.
+
+    Args:
+      flow_map: the student.
+      x: state at ``times[0]``, ``[B, ...]``.
+      times: at least ``steps + 1`` decreasing times; later ones are not read.
+      steps: number of steps, an integer scalar.
+      path: path of the states.
+      renoise: rule of a step.
+      key: see `sample`. At a step that ends on the data the noise has weight 0.
+
+    Returns:
+      The final state in at least float32.
+    """
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    times = jnp.asarray(times, x.dtype)
+    noisy = getattr(renoise, "noisy", True)
+
+    def one(index: Array, x: Array) -> Array:
+        eps = fresh_noise(key, index, x) if noisy else jnp.zeros_like(x)
+        moved = renoise(flow_map, path, x, times[index], times[index + 1], eps)
+        return moved.astype(x.dtype)
+
+    return jax.lax.fori_loop(0, steps, one, x)
+
+
 def sample(
     flow_map: FlowMap | Sequence[FlowMap],
     x: Array,

@@ -2,8 +2,8 @@
 # Makes and keeps the environment .venv of this repository; sourced, not run.
 #
 #   source launch/_env.sh
-#   make_environment          installs distilljax
-#   make_environment test     installs distilljax with the extra "test"
+#   make_environment          installs distilljax with the extra "train"
+#   make_environment test     installs the extra "test" too
 #
 # Sets ROOT (the repository) and VENV_PYTHON. PYTHON=... chooses the interpreter.
 
@@ -147,7 +147,7 @@ print(digest.hexdigest())
 
 install_project() {
   local extra="$1" stamp="$2" target start=$SECONDS
-  target="$ROOT${extra:+[$extra]}"
+  target="$ROOT[train${extra:+,$extra}]"
   [ -z "$UNTESTED" ] || say "$UNTESTED"
   say "installing distilljax${extra:+ with the extra $extra} (1 to 5 minutes, 1.2 GB)"
   : >"$VENV/.installing"

@@ -3,7 +3,8 @@
 #
 #   bash launch/environment.sh [EXTRA]
 #
-# EXTRA is an extra of the package: cuda, tpu, test, or several joined by commas.
+# EXTRA is an extra of the package beside "train", which is always installed: cuda,
+# tpu, test, or several joined by commas.
 # PYTHON=... chooses the interpreter.
 set -euo pipefail
 

@@ -491,3 +491,28 @@ def test_sections_of_a_card_written_by_hand(changes, message):
     }
     with pytest.raises(ValueError, match=message):
         cards.expand(card | changes)
+
+
+def test_cards_are_found_by_name_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(cards.shipped()) == len(FILES)
+    assert cards.load("digits/scm") == cards.load(ROOT / "configs/digits/scm.py")
+    assert cards.locate("cifar/scm:tfds")[1] == "tfds"
+    assert cli.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(cards.shipped())
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("digits/smc", "'digits/scm'"),
+        ("configs/digits/scmm.py", "'digits/scm'"),
+        ("nothing", "`distilljax configs` lists those"),
+    ],
+)
+def test_an_unknown_card_names_the_near_ones(name, near, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="neither a file nor the name") as error:
+        cards.load(name)
+    assert near in str(error.value)

@@ -192,6 +192,21 @@ def test_one_student_serves_any_number_of_steps(make, steps):
     assert np.isfinite(x).all()
 
 
+@pytest.mark.parametrize("make", [scm, mean_flow])
+def test_one_program_takes_any_of_several_numbers_of_steps(make):
+    """Deterministic and re-noised students end where their own samplers end."""
+    method, labels = make(), jnp.asarray([0, 1, 2, 0, 1])
+    eps = generation.initial_noise(3, 0, 5, (2,))
+    keys = generation.sample_keys(np.uint32(3), np.arange(5, dtype=np.uint32))
+    counts = (4, 1, 2)
+    program = jax.jit(generation.counted_sampler(method, NET, counts))
+    for place, count in enumerate(counts):
+        found = program((PARAMS, np.int32(place)), eps, labels, keys)
+        own = student_sampler(method, NET, count)(PARAMS, eps, labels, keys)
+        np.testing.assert_allclose(found, own, rtol=2e-5, atol=2e-6)
+    assert program._cache_size() == 1
+
+
 def test_the_sampler_follows_grid_and_rule_of_the_method():
     """One jump by hand, and two of them with a grid of one's own."""
     method = mean_flow()

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    ("errors", "storage", "axes", "shares", "terminal", "promotion"),
+    ("errors", "extras", "labels", "storage", "axes", "shares", "terminal"),
+    ("promotion",),
     ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
@@ -22,10 +23,10 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("interop",),
-    ("specs", "releases"),
-    ("generation", "diagnosis", "cards", "overrides"),
+    ("specs", "releases", "players"),
+    ("generation", "diagnosis", "cards", "overrides", "taught"),
     ("recipes", "ahead", "api"),
-    ("image_edits", "judge", "pairs", "quickstart"),
+    ("image_edits", "judge", "looking", "pairs", "quickstart", "starting"),
     ("bench",),
     ("commands", "cli", "__main__"),
 )

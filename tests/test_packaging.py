@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from distilljax import extras
 from distilljax._version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +118,84 @@ def test_license_is_apache():
     assert "APPENDIX: How to apply the Apache License to your work." in text
 
 
+def test_losses_need_jax_and_numpy_alone():
+    assert {requirement.name for requirement in requirements()} == {"jax", "numpy"}
+
+
+def test_every_package_of_train_is_known_where_it_is_missing():
+    imports = metadata.packages_distributions()
+    for requirement in requirements("train"):
+        names = [
+            name
+            for name, owners in imports.items()
+            if canonicalize_name(requirement.name) in map(canonicalize_name, owners)
+        ]
+        assert any(extras.EXTRAS.get(name) == "train" for name in names), requirement
+
+
+def test_the_package_is_the_tree_and_the_cards():
+    """Packages are listed, since setuptools finds none that lies elsewhere."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    listed = setuptools["setuptools"]["packages"]
+    folders = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in (ROOT / "distilljax").rglob("*.py")
+    }
+    folders |= {
+        ".".join(("distilljax", *path.parent.relative_to(ROOT).parts))
+        for path in (ROOT / "configs").rglob("*.py")
+    }
+    assert set(listed) == folders | {"distilljax.configs"}
+    assert len(listed) == len(set(listed))
+
+
+USE = """
+import pathlib, distilljax
+from distilljax import cards
+package = pathlib.Path(distilljax.__file__).parent
+found = cards.shipped()
+assert all(path.is_relative_to(package) for path in found.values()), found
+print(package, len(found), cards.load("digits/scm").method.name)
+"""
+
+
+def test_a_wheel_has_the_cards_and_the_mark_of_its_types(tmp_path):
+    source, out, place = (tmp_path / name for name in ("source", "out", "place"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("distilljax", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    out.mkdir()
+    build = "from setuptools import build_meta as b; b.build_wheel({!r})"
+    made = subprocess.run(
+        [sys.executable, "-c", build.format(str(out))],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    (wheel,) = out.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(place)
+    assert (place / "distilljax" / "py.typed").is_file()
+    assert {path.name for path in place.iterdir()} == {
+        "distilljax",
+        f"distilljax-{__version__}.dist-info",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", USE],
+        cwd=out,
+        env={**os.environ, "PYTHONPATH": str(place)},
+        capture_output=True,
+        text=True,
+    )
+    cards = len(list((ROOT / "configs").glob("*/*.py")))
+    assert done.stdout.split() == [str(place / "distilljax"), str(cards), "scm"], (
+        done.stderr
+    )
+
+
 @pytest.mark.parametrize("extra", [None, *PROJECT["optional-dependencies"]])
 def test_requirements_parse_and_nest(extra):
     found = requirements(extra)
@@ -147,7 +227,7 @@ def test_constraints_are_plain_sorted_pins(path):
     assert names == sorted(set(names))
 
 
-@pytest.mark.parametrize("extra", [None, "test", "dev"])
+@pytest.mark.parametrize("extra", [None, "train", "test", "dev"])
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=identity)
 def test_constraints_satisfy_the_requirements(path, extra):
     pinned = pins(path)
@@ -189,7 +269,7 @@ def test_constraints_cover_everything_that_the_installed_library_needs():
                 marker.evaluate({"extra": extra}) for extra in (extras or {""})
             ):
                 waiting.append((inner.name, inner.extras))
-    assert len(seen) > len(PROJECT["dependencies"])
+    assert len(seen) > len(requirements("dev"))
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=identity)
@@ -295,6 +375,24 @@ def test_the_nearest_tested_constraints_are_chosen(
     )
     done = call(repository, script, commands(tmp_path / "bin"))
     assert done.stdout.strip() == expected, done.stderr
+
+
+def test_the_environment_has_what_training_needs(repository, tmp_path):
+    """A stub of the interpreter writes down what pip is asked for."""
+    script = (
+        'fake() { echo "$@"; }; VENV_PYTHON=fake; VENV=$ROOT/v; mkdir -p "$VENV"; '
+        "UNTESTED=; CONSTRAINTS=c; install_project '' s; install_project test s; "
+        "cat v/install.log"
+    )
+    # The second install has replaced the first one's log.
+    done = call(repository, script, commands(tmp_path / "bin"))
+    assert done.stdout.splitlines()[-1].endswith(f"{repository}[train,test]")
+    done = call(
+        repository,
+        script.replace("install_project test s", "true"),
+        tmp_path / "bin",
+    )
+    assert done.stdout.splitlines()[-1].endswith(f"{repository}[train]"), done.stderr
 
 
 def test_the_quick_start_passes_its_arguments_from_any_folder(repository, tmp_path):

@@ -25,7 +25,6 @@ from distilljax.judge import TEACHER_NFE, Judge
 from distilljax.method import Method
 from distilljax.methods import CATALOGUE
 from distilljax.methods.parts import BELOW_NOISE
-from distilljax.quickstart import CONFIGS
 
 MISSING = {
     "flow_matching": "it makes teachers; students start from the quick start's",
@@ -75,7 +74,7 @@ def stretched(value: Any, factor: float, key: str = "") -> Any:
 
 
 def _card(name: str) -> Any:
-    if not (CONFIGS / f"{name}.py").is_file():
+    if f"digits/{name}" not in cards.shipped():
         options = _OWN.get(name, {})
         method = methods.build(name, **specs.resolve(options))
         sections = {
@@ -90,7 +89,7 @@ def _card(name: str) -> Any:
             cycles=_CYCLES,
             **sections,
         )
-    return cards.load(CONFIGS / f"{name}.py")
+    return cards.load(f"digits/{name}")
 
 
 def entry_of(name: str, nfes: tuple[int, ...] | None = None) -> Entry:
@@ -175,15 +174,7 @@ def digits(*, quick: bool = False) -> Suite:
 
     Args:
       quick: smaller numbers of everything.
-
-    Raises:
-      ValueError: outside a checkout, which holds the cards.
     """
-    if not CONFIGS.is_dir():
-        raise ValueError(
-            f"the suite 'digits' reads the repository's cards and finds no {CONFIGS}: "
-            "clone the repository and run it there"
-        )
     source = digits_source()
     judge = DigitsJudge(Judge.of(source))
     x0 = jnp.asarray(judge.judge.x0)

@@ -9,19 +9,25 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from distilljax import storage
 from distilljax.bench.suites import STEPS
+from distilljax.evaluation.panels import (
+    FAINT,
+    INK,
+    MARKERS,
+    MUTED,
+    PALETTE,
+    TEACHER,
+    bare,
+    plain_log,
+)
+from distilljax.evaluation.plots import image_grid
+from distilljax.extras import needed
 
-_COLOURS = {
-    "consistency": "#1f6fb2",
-    "flow map": "#0b7a57",
-    "trajectory": "#8a5a00",
-    "distribution matching": "#b3345a",
-    "adversarial": "#6a4fb3",
-    "composed": "#444444",
-    "reward": "#c2185b",
-}
-_MARKS = {1: "o", 2: "s", 4: "^"}
 _POINTS, _LIMIT = 1500, 28
+# Points of type, and inches of a panel of samples.
+_TITLE, _TEXT, _NAME, _PANEL = 15, 12, 11, 2.1
+_TILES = 4
 
 
 def draw(
@@ -33,29 +39,53 @@ def draw(
     if rows:
         out["pareto"] = ("Quality against cost", _pareto(results, rows))
         out["training"] = ("Quality along training", _training(results, rows))
-    if results["suite"] == "mixture" and len(results["settings"]["means"][0]) == 2:
+    planar = results["suite"] == "mixture" and len(results["settings"]["means"][0]) == 2
+    if planar:
         out["samples"] = ("Samples", _samples(folder, results, rows))
+    pictures = None if planar else _grids(folder, results, rows)
+    if pictures is not None:
+        out["samples"] = ("Samples", pictures)
     return out
 
 
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", pad_inches=0.3)
     return buffer.getvalue()
 
 
 def _axes(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     # Without pyplot, which would choose a screen.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with needed("the bench's pictures"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _colour(row: Mapping[str, Any]) -> str:
-    return _COLOURS.get(row["family"], "#444444")
+def _charts(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """Charts in the look of the report, with room for names at the right."""
+    figure, axes = _axes(rows, columns, size)
+    figure.get_layout_engine().set(wspace=0.04, hspace=0.06)
+    for axis in axes.flat:
+        bare(axis, _TEXT)
+    return figure, axes
+
+
+def _titled(axis: Any, title: str, x: str, y: str) -> None:
+    axis.set_title(title, fontsize=_TITLE, weight="bold", color=INK, loc="left", pad=12)
+    axis.set_xlabel(x, fontsize=_TEXT, color=MUTED)
+    axis.set_ylabel(y, fontsize=_TEXT, color=MUTED)
+
+
+def styles(results: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of every method, by its place in the run."""
+    return {
+        row["name"]: (PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)])
+        for i, row in enumerate(results["rows"])
+    }
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -95,13 +125,13 @@ def _label(axis: Any, named: list[tuple[str, tuple[float, float], str]]) -> None
     heights = [float((np.log(p[1]) - low) / (high - low)) for _, p, _ in named]
     line = {
         "arrowstyle": "-",
-        "lw": 0.5,
-        "alpha": 0.5,
+        "lw": 0.6,
+        "alpha": 0.6,
         "shrinkB": 2,
         "relpos": (0.0, 0.5),
     }
     for (name, point, colour), height in zip(
-        named, spread(heights, 0.034), strict=True
+        named, spread(heights, 0.036), strict=True
     ):
         axis.annotate(
             name,
@@ -109,7 +139,8 @@ def _label(axis: Any, named: list[tuple[str, tuple[float, float], str]]) -> None
             (1.03, height),
             textcoords="axes fraction",
             arrowprops={**line, "color": colour},
-            fontsize=7,
+            fontsize=_NAME,
+            color=colour,
             va="center",
             annotation_clip=False,
         )
@@ -118,16 +149,31 @@ def _label(axis: Any, named: list[tuple[str, tuple[float, float], str]]) -> None
 def _scale(results: Mapping[str, Any], axis: Any, best: float, worst: float) -> None:
     """Limits of the quality that show all methods, and the floor as a line."""
     floor = results["floor"][results["headline"]]["mean"]
-    axis.axhline(floor, color="#777777", lw=1, ls=":")
-    axis.annotate("floor", (0, floor), xycoords=("axes fraction", "data"), fontsize=7)
+    axis.axhline(floor, color=TEACHER, lw=1.2, ls="--")
+    axis.annotate(
+        f"{results['floor_name']} {floor:.3g}",
+        (0.01, floor),
+        (0, 5),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=_NAME,
+        color=TEACHER,
+    )
+    low, high = 0.8 * min(best, floor), 1.25 * worst
     axis.set_yscale("log")
-    axis.set_ylim(0.8 * min(best, floor), 1.25 * worst)
+    axis.set_ylim(low, high)
+    plain_log(axis.yaxis, low, high)
+
+
+def _named(headline: str) -> str:
+    return headline.replace("_", " ")
 
 
 def _pareto(results: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> bytes:
     headline = results["headline"]
-    figure, axes = _axes(1, 4, (24, 6.5))
-    for nfe, axis in zip(STEPS, axes[0], strict=False):
+    style = styles(results)
+    figure, axes = _charts(2, 2, (19, 15))
+    for nfe, axis in zip(STEPS, axes.flat, strict=False):
         named = []
         for row in rows:
             found = row["by_nfe"].get(str(nfe))
@@ -135,22 +181,22 @@ def _pareto(results: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> bytes:
                 continue
             run = row["runs"][str(nfe) if row["each"] else next(iter(row["runs"]))]
             point = (run["seconds"], found[headline]["mean"])
-            named.append((row["name"], point, _colour(row)))
-            axis.plot(*point, _MARKS[nfe], color=_colour(row), ms=6)
+            colour, mark = style[row["name"]]
+            named.append((row["name"], point, colour))
+            axis.plot(*point, mark, color=colour, ms=8, mec="white", mew=0.8)
         start = results["pretrained"][str(nfe)][headline]["mean"]
-        axis.set(xscale="log", title=f"{nfe} NFE (the start: {start:.3g})")
-        axis.set(xlabel="training, seconds of all seeds", ylabel=headline)
+        count = "1 evaluation" if nfe == 1 else f"{nfe} evaluations"
+        title = f"{count} a sample (before training: {start:.3g})"
+        _titled(axis, title, "seconds of training, all seeds", _named(headline))
+        axis.set_xscale("log")
         if not named:
             continue
         best = front([point for _, point, _ in named])
-        axis.step(*zip(*best, strict=True), where="post", color="#999999", lw=1)
+        axis.step(*zip(*best, strict=True), where="post", color=MUTED, lw=1, zorder=0)
         _scale(results, axis, best[-1][1], max(p[1] for _, p, _ in named))
+        plain_log(axis.xaxis, *axis.get_xlim())
         _label(axis, named)
-    _by_steps(results, axes[0][3], rows)
-    families = {row["family"]: _colour(row) for row in rows}
-    for family, colour in families.items():
-        axes[0][0].plot([], [], "o", color=colour, label=family)
-    figure.legend(fontsize=9, loc="outside lower center", ncols=len(families))
+    _by_steps(results, axes.flat[3], rows)
     return _png(figure)
 
 
@@ -158,15 +204,20 @@ def _by_steps(
     results: Mapping[str, Any], axis: Any, rows: list[Mapping[str, Any]]
 ) -> None:
     headline = results["headline"]
+    style = styles(results)
     named, every = [], []
     for row in rows:
         values = [(int(k), f[headline]["mean"]) for k, f in row["by_nfe"].items()]
-        axis.plot(*zip(*values, strict=True), "-o", color=_colour(row), ms=3, lw=1)
-        named.append((row["name"], values[-1], _colour(row)))
+        colour, mark = style[row["name"]]
+        line = {"marker": mark, "mec": "white", "mew": 0.6, "ms": 7, "lw": 1.6}
+        axis.plot(*zip(*values, strict=True), color=colour, **line)
+        named.append((row["name"], values[-1], colour))
         every += [value for _, value in values]
     start = [results["pretrained"][str(k)][headline]["mean"] for k in STEPS]
-    axis.plot(STEPS, start, "--", color="#777777", lw=1.5)
-    axis.set(xscale="log", xlabel="NFE", title="every NFE (dashed: the start)")
+    axis.plot(STEPS, start, ":", color=MUTED, lw=2)
+    title = "Every number of evaluations (dotted: before training)"
+    _titled(axis, title, "evaluations a sample", _named(headline))
+    axis.set_xscale("log")
     axis.set_xticks(STEPS, [str(k) for k in STEPS])
     axis.minorticks_off()
     _scale(results, axis, min(every), max(every))
@@ -174,51 +225,128 @@ def _by_steps(
 
 
 def _training(results: Mapping[str, Any], rows: list[Mapping[str, Any]]) -> bytes:
-    figure, axes = _axes(1, 1, (11, 6))
-    axis = axes[0][0]
-    named = []
+    figure, axes = _charts(1, 1, (15, 8.5))
+    axis, style = axes[0][0], styles(results)
+    named, every = [], []
     for row in rows:
         run = next(iter(row["runs"].values()))
-        x = [share * run["evaluations"] for share, _ in run["history"]]
+        x = [share * run["evaluations"] / 1e6 for share, _ in run["history"]]
         y = np.asarray([values for _, values in run["history"]])
-        axis.plot(x, y.mean(1), "-o", color=_colour(row), ms=3, lw=1)
-        axis.fill_between(x, y.min(1), y.max(1), color=_colour(row), alpha=0.08, lw=0)
-        named.append((row["name"], (x[-1], float(y[-1].mean())), _colour(row)))
-    axis.set(yscale="log", xlabel="network evaluations of one seed")
-    axis.set(ylabel=f"{results['headline']} of a few samples, fewest NFE")
+        colour, mark = style[row["name"]]
+        line = {"marker": mark, "mec": "white", "mew": 0.6, "ms": 6, "lw": 1.6}
+        axis.plot(x, y.mean(1), color=colour, **line)
+        axis.fill_between(x, y.min(1), y.max(1), color=colour, alpha=0.08, lw=0)
+        named.append((row["name"], (x[-1], float(y[-1].mean())), colour))
+        every += [float(y.min()), float(y.max())]
+    _titled(
+        axis,
+        f"{_named(results['headline']).capitalize()} of a few samples along training",
+        "network evaluations of one seed, millions",
+        f"{_named(results['headline'])} at the fewest evaluations a sample",
+    )
+    low, high = 0.8 * min(every), 1.25 * max(every)
+    axis.set_yscale("log")
+    axis.set_ylim(low, high)
+    plain_log(axis.yaxis, low, high)
     _label(axis, named)
     return _png(figure)
+
+
+def _saved(folder: epath.Path, name: str) -> dict[str, np.ndarray] | None:
+    """The samples of the first seed, where they are there."""
+    path = folder / "samples" / f"{name}_seed0.npz"
+    return storage.load_arrays(path) if path.is_file() else None
+
+
+def _blocks(
+    rows: list[Mapping[str, Any]], style: Mapping[str, tuple[str, str]]
+) -> list[tuple[str, str, list[str]]]:
+    """Name, colour and the files of what is shown, in the order of the run."""
+    names = ["pretrained", *(row["name"] for row in rows)][:_LIMIT]
+    shade = {name: colour for name, (colour, _) in style.items()}
+    return [
+        (name, shade.get(name, MUTED), [f"{name}_nfe{k}" for k in STEPS])
+        for name in names
+    ]
 
 
 def _samples(
     folder: epath.Path, results: Mapping[str, Any], rows: list[Mapping[str, Any]]
 ) -> bytes:
-    """Exact samples, the start and every method; density of the truth behind."""
-    names = ["floor", "pretrained", *(row["name"] for row in rows)][:_LIMIT]
-    figure, axes = _axes(len(names), 3, (7.5, 2.5 * len(names)))
+    """The truth once, then the start and every method; two blocks a line."""
+    from matplotlib.patches import Circle
+
+    blocks = _blocks(rows, styles(results))
+    blocks.insert(0, ("exact", TEACHER, ["floor"]))
+    lines, wide = -(-len(blocks) // 2), 2 * len(STEPS)
+    figure, axes = _axes(lines, wide, (_PANEL * wide, (_PANEL + 0.4) * lines))
     means = np.asarray(results["settings"]["means"])
     stds = np.asarray(results["settings"]["stds"])
     reach = 4.0 * stds.max()
     low, high = means.min(0) - reach, means.max(0) + reach
-    for name, line in zip(names, axes, strict=True):
-        for nfe, axis in zip(STEPS, line, strict=True):
-            path = folder / "samples" / f"{name}_nfe{nfe}_seed0.npz"
-            if name == "floor":
-                path = folder / "samples" / "floor_seed0.npz"
+    places = axes.reshape(-1, len(STEPS))
+    for place in places.flat:
+        place.set_axis_off()
+    for (name, colour, files), line in zip(blocks, places, strict=False):
+        for file, nfe, axis in zip(files, STEPS, line, strict=False):
+            found = _saved(folder, file)
+            if found is None:
+                continue
+            axis.set_axis_on()
             axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
             axis.set(xticks=[], yticks=[])
-            if not path.is_file():
-                axis.set_axis_off()
-                continue
-            with path.open("rb") as file, np.load(file) as found:
-                x = found["x"][:_POINTS]
+            for spine in axis.spines.values():
+                spine.set_color(FAINT)
             for mean, std in zip(means, stds, strict=True):
-                from matplotlib.patches import Circle
+                axis.add_patch(Circle(mean, 2.0 * std, fill=False, ec=MUTED, lw=0.8))
+            x = found["x"][:_POINTS]
+            axis.plot(x[:, 0], x[:, 1], "o", color=colour, ms=1.6, mec="none")
+            if name != "exact":
+                axis.set_xlabel(f"NFE {nfe}", fontsize=_NAME, color=MUTED)
+        line[0].set_title(name, fontsize=_TEXT, weight="bold", color=colour, loc="left")
+    places[0][1].text(
+        *(0.0, 0.5, "circles: two standard\ndeviations of each mode\nof the truth"),
+        **{"fontsize": _NAME, "color": MUTED, "va": "center"},
+        transform=places[0][1].transAxes,
+    )
+    return _png(figure)
 
-                axis.add_patch(
-                    Circle(mean, 2.0 * std, fill=False, ec="#d08770", lw=0.8)
-                )
-            axis.plot(x[:, 0], x[:, 1], ",", color="#1d3f66")
-            title = "exact" if name == "floor" else f"{name}, {nfe} NFE"
-            axis.set_title(title, fontsize=8)
+
+def _grids(
+    folder: epath.Path, results: Mapping[str, Any], rows: list[Mapping[str, Any]]
+) -> bytes | None:
+    """Images of every class, one class a row; None where samples are no images."""
+    first = _saved(folder, "floor")
+    if first is None or first["x"].ndim != 4 or "label" not in first:
+        return None
+    labels = first["label"]
+    classes = np.unique(labels)[:10]
+    chosen = np.concatenate([np.flatnonzero(labels == c)[:_TILES] for c in classes])
+    if len(chosen) != _TILES * len(classes):
+        return None
+    blocks = _blocks(rows, styles(results))
+    blocks.insert(0, (results["floor_name"], TEACHER, ["floor"]))
+    lines, wide = -(-len(blocks) // 2), 2 * len(STEPS)
+    tall = _PANEL * len(classes) / _TILES
+    figure, axes = _axes(lines, wide, (_PANEL * wide, (tall + 0.6) * lines))
+    places = axes.reshape(-1, len(STEPS))
+    for place in places.flat:
+        place.set_axis_off()
+    for (name, colour, files), line in zip(blocks, places, strict=False):
+        for file, nfe, axis in zip(files, STEPS, line, strict=False):
+            found = _saved(folder, file)
+            if found is None:
+                continue
+            axis.set_axis_on()
+            grid = image_grid(found["x"][chosen], _TILES, 4)
+            axis.imshow(grid, interpolation="nearest")
+            step = grid.shape[0] / len(classes)
+            axis.set_yticks(step * (np.arange(len(classes)) + 0.5), classes)
+            axis.set_xticks([])
+            axis.tick_params(colors=MUTED, labelsize=_NAME, length=0)
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            if file != "floor":
+                axis.set_xlabel(f"NFE {nfe}", fontsize=_NAME, color=MUTED)
+        line[0].set_title(name, fontsize=_TEXT, weight="bold", color=colour, loc="left")
     return _png(figure)

@@ -174,23 +174,25 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of the table over all evaluations."""
     headline = results["headline"]
     floor = results["floor"][headline]["mean"]
-    titles = ["method", "family", *(f"{k} NFE" for k in STEPS), "x floor at best"]
+    titles = ["method", "family", *(f"{k} NFE" for k in STEPS), "rank"]
+    titles.append("x floor at best")
     titles += ["evaluations", "seconds", "MiB", "networks", "remark"]
     digits = dict((name, d) for name, _, d in NUMBERS)[headline]
     lines = []
     for name, found, remark in _lines_to_meet(results):
         cells = [_value(found, headline, digits)] * len(STEPS)
         factor = f"{found[headline]['mean'] / floor:.1f}"
-        lines.append([name, "", *cells, factor, *[""] * 4, remark])
+        lines.append([name, "", *cells, "", factor, *[""] * 4, remark])
     lines.append(
         ["pretrained", ""]
         + [_value(results["pretrained"][str(k)], headline, digits) for k in STEPS]
-        + [""] * 5
+        + [""] * 6
         + ["the start of all students, sampled alike"]
     )
-    for row in ranked(results):
+    rank = {row["name"]: i for i, row in enumerate(ranked(results), start=1)}
+    for row in results["rows"]:
         if "error" in row:
-            lines.append([row["name"], row["family"], *[""] * 8, row["error"]])
+            lines.append([row["name"], row["family"], *[""] * 9, row["error"]])
             continue
         cells = []
         for k in STEPS:
@@ -213,6 +215,7 @@ def summary(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 row["name"],
                 row["family"],
                 *cells,
+                str(rank[row["name"]]),
                 f"{best / floor:.1f}",
                 f"{cost['evaluations'] / 1e6:.2f} M",
                 f"{cost['seconds']:.0f}",
@@ -228,7 +231,7 @@ def details(results: Mapping[str, Any], nfe: int) -> tuple[list[str], list[list[
     """Titles and cells of all numbers at one number of evaluations."""
     first = results["floor"]
     key = str(nfe)
-    rows = [r for r in ranked(results) if key in r.get("by_nfe", {})]
+    rows = [r for r in results["rows"] if key in r.get("by_nfe", {})]
     used = [
         n
         for n in NUMBERS
@@ -253,7 +256,9 @@ def _intro(results: Mapping[str, Any]) -> str:
         f"{settings['batch_size']}, {settings['seeds']} seeds, {settings['samples']} "
         "samples a seed; ± is the standard deviation over seeds. Seconds are those of "
         "all seeds together without compilation, MiB what the training program holds, "
-        "networks the parameter sets of the student's size."
+        "networks the parameter sets of the student's size. Methods stand in the order "
+        "of the run; their rank is that of the geometric mean over numbers of "
+        "evaluations."
     )
 
 

@@ -26,6 +26,7 @@ from distilljax.data.images import mirrored
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
 from distilljax.errors import unknown
+from distilljax.extras import needed
 from distilljax.labels import names_of
 
 FORMAT = "distilljax records 1"
@@ -71,7 +72,8 @@ class RecordSource:
 
     @functools.cached_property
     def _reader(self) -> Any:
-        import grain
+        with needed("reading records"):
+            import grain
 
         shards: Any = self.shards
         return grain.sources.ArrayRecordDataSource(shards)

@@ -14,6 +14,7 @@ from etils import epath
 
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.sources import Sample, Source
+from distilljax.extras import needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -172,7 +173,8 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
       ValueError: on values whose white is not known.
     """
-    from PIL import Image, ImageOps
+    with needed("reading images"):
+        from PIL import Image, ImageOps
 
     height, width, channels = sample_shape
     # JPEG decodes at a fraction of its size, never below twice what is wanted; the
@@ -194,7 +196,8 @@ def _levels(image: Any) -> Any:
     Raises:
       ValueError: on values whose white is not known.
     """
-    from PIL import Image
+    with needed("reading images"):
+        from PIL import Image
 
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         return image
@@ -211,7 +214,8 @@ def _levels(image: Any) -> Any:
 
 def _opaque(image: Any, channels: int) -> Any:
     """The image in the mode of so many channels, on white where it is transparent."""
-    from PIL import Image
+    with needed("reading images"):
+        from PIL import Image
 
     if channels == 4 or not image.has_transparency_data:
         return image.convert(_MODES[channels])
@@ -372,7 +376,8 @@ def _read(
     shape: tuple[int, int, int],
     index: int,
 ) -> Sample:
-    from PIL import Image
+    with needed("reading images"):
+        from PIL import Image
 
     file = path / names[index]
     try:

@@ -12,14 +12,17 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import grain
 import jax
 import numpy as np
 
 from distilljax.data.readers import Ended, Hanging, Readers
 from distilljax.data.sources import Sample, Source
+from distilljax.extras import needed
+
+if TYPE_CHECKING:
+    import grain
 
 
 class _Stacks(Sequence):
@@ -268,6 +271,9 @@ def batches(
             f"stack of {stack} x {accumulate} x {batch_size}, and repeat=False; lower "
             "batch_size or pass repeat=True"
         )
+    with needed("the input pipeline"):
+        import grain
+
     options = grain.ReadOptions(
         num_threads=1 if prefetch else 0, prefetch_buffer_size=prefetch
     )

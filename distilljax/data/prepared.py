@@ -12,6 +12,7 @@ from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import ReadSource, check_image_shape, fitted, mirrored
 from distilljax.data.sources import Sample, Source
 from distilljax.errors import unknown
+from distilljax.extras import needed
 
 
 def tfds(
@@ -51,7 +52,8 @@ def tfds(
     Raises:
       ValueError: if the data set, split or feature is not there.
     """
-    import tensorflow_datasets
+    with needed("data.tfds"):
+        import tensorflow_datasets
 
     where = os.fspath(data_dir) if data_dir else None
     try:
@@ -117,7 +119,8 @@ def _read(
     is_image: bool,
     index: int,
 ) -> Sample:
-    from PIL import Image
+    with needed("reading images"):
+        from PIL import Image
 
     row = rows[index]
     if is_image:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from distilljax.extras import needed
 from distilljax.labels import names_of
 
 Sample = dict[str, np.ndarray]
@@ -327,7 +328,8 @@ def digits() -> ArraySource:
       Alpaydin, Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
         Repository, 1998 (its test part).
     """
-    from sklearn import datasets
+    with needed("data.digits"):
+        from sklearn import datasets
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     x0 = np.asarray(pixels, np.float32).reshape(-1, 8, 8, 1) / 8.0 - 1.0

@@ -4,47 +4,50 @@ Features and images are numpy arrays; scikit-learn, matplotlib, Pillow and torch
 imported by the functions that need them.
 """
 
-from distilljax.evaluation.classifier import Classifier, PixelClassifier
-from distilljax.evaluation.fidelity import psnr
-from distilljax.evaluation.figure import report_figure
-from distilljax.evaluation.machine import hardware, versions
-from distilljax.evaluation.measuring import evaluate
-from distilljax.evaluation.memorisation import Memorisation, memorisation_check
-from distilljax.evaluation.plots import image_grid, save_png
-from distilljax.evaluation.protocol import Measurement, Protocol, difference, ratio
-from distilljax.evaluation.report import ReportFiles, write_report
-from distilljax.evaluation.samples import (
-    make_samples,
-    read_reference,
-    read_samples,
-    save_statistics,
-)
-from distilljax.evaluation.statistics import (
-    DensityCoverage,
-    Estimate,
-    KernelDistance,
-    Moments,
-    PrecisionRecall,
-    cmmd,
-    density_coverage,
-    energy_distance,
-    frechet_distance,
-    frechet_error,
-    inception_score,
-    kid,
-    leave_one_out_distance,
-    mean_distance,
-    median_bandwidth,
-    mmd,
-    mmd_estimate,
-    moments_of,
-    nearest_distance,
-    nearest_ratio,
-    precision_recall,
-    sliced_wasserstein,
-    vendi_score,
-)
-from distilljax.evaluation.summary import in_words, summarise
+from distilljax.extras import needed
+
+with needed("distilljax.evaluation"):
+    from distilljax.evaluation.classifier import Classifier, PixelClassifier
+    from distilljax.evaluation.fidelity import psnr
+    from distilljax.evaluation.figure import report_figure
+    from distilljax.evaluation.machine import hardware, versions
+    from distilljax.evaluation.measuring import evaluate
+    from distilljax.evaluation.memorisation import Memorisation, memorisation_check
+    from distilljax.evaluation.plots import image_grid, save_png
+    from distilljax.evaluation.protocol import Measurement, Protocol, difference, ratio
+    from distilljax.evaluation.report import ReportFiles, write_report
+    from distilljax.evaluation.samples import (
+        make_samples,
+        read_reference,
+        read_samples,
+        save_statistics,
+    )
+    from distilljax.evaluation.statistics import (
+        DensityCoverage,
+        Estimate,
+        KernelDistance,
+        Moments,
+        PrecisionRecall,
+        cmmd,
+        density_coverage,
+        energy_distance,
+        frechet_distance,
+        frechet_error,
+        inception_score,
+        kid,
+        leave_one_out_distance,
+        mean_distance,
+        median_bandwidth,
+        mmd,
+        mmd_estimate,
+        moments_of,
+        nearest_distance,
+        nearest_ratio,
+        precision_recall,
+        sliced_wasserstein,
+        vendi_score,
+    )
+    from distilljax.evaluation.summary import in_words, summarise
 
 __all__ = [
     "Classifier",

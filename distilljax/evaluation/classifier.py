@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation.inputs import check_images, check_labels
+from distilljax.extras import needed
 
 
 class Classifier(Protocol):
@@ -44,7 +45,7 @@ class PixelClassifier:
 
         Raises:
           ValueError: bad images or labels, or a single class.
-          ImportError: scikit-learn is not installed.
+          ModuleNotFoundError: scikit-learn is not installed.
         """
         images = check_images("x", x)
         targets = check_labels("labels", labels, len(images))
@@ -53,13 +54,8 @@ class PixelClassifier:
                 f"labels must name at least two classes, got only {targets[0]}; pass "
                 "data of every class that is to be told apart."
             )
-        try:
+        with needed("PixelClassifier"):
             from sklearn.svm import SVC
-        except ImportError as error:
-            raise ImportError(
-                "PixelClassifier needs scikit-learn; install it with "
-                "`pip install scikit-learn`."
-            ) from error
         model = SVC(gamma="scale", C=10).fit(images.reshape(len(images), -1), targets)
         return cls(model, images.shape[1:], int(targets.max()) + 1)
 

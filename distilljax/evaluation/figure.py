@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from distilljax.evaluation.panels import (
     DPI,
     MUTED,
+    PALETTE,
     TEACHER,
     WIDTH,
     Curves,
@@ -32,17 +33,7 @@ from distilljax.evaluation.summary import (
     number,
     ratio_to_teacher,
 )
-
-_COLOURS = (
-    "#0f6cbd",
-    "#d1501a",
-    "#0b8a63",
-    "#8e4ec6",
-    "#a67c00",
-    "#c2185b",
-    "#00838f",
-    "#6d4c41",
-)
+from distilljax.extras import needed
 
 _MARGIN, _GUTTER = 64, 48
 _BLOCK_GAP, _GROUP_GAP, _LARGEST_GROUP_GAP = 14, 44, 96
@@ -69,7 +60,7 @@ def parse_block(key: str) -> Block:
 def colours(report: Mapping[str, Any]) -> dict[str, str]:
     """A colour for the teacher and, by its place in the report, for every method."""
     methods = enumerate(methods_of(report))
-    return {m: _COLOURS[i % len(_COLOURS)] for i, m in methods} | {"teacher": TEACHER}
+    return {m: PALETTE[i % len(PALETTE)] for i, m in methods} | {"teacher": TEACHER}
 
 
 def report_figure(
@@ -96,17 +87,12 @@ def report_figure(
     Raises:
       ValueError: grids of unequal size or not divisible by `columns`; a curve whose
         series and steps differ in length.
-      ImportError: matplotlib is not installed.
+      ModuleNotFoundError: matplotlib is not installed.
     """
-    try:
+    with needed("the report's picture"):
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the report's picture needs matplotlib; install it with "
-            "`pip install matplotlib`."
-        ) from error
     _check_curves(curves)
     pictures, rows, gap = _pictures(grids, columns)
     top = 172

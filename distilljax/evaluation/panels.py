@@ -18,8 +18,15 @@ Curves = Mapping[str, Mapping[str, Any]]
 
 DPI, WIDTH = 160, 2560
 INK, MUTED, TEACHER = "#1d232b", "#636d79", "#3c4450"
-_FAINT = "#dfe3e8"
-_MARKERS = "osD^vPX*"
+FAINT = "#dfe3e8"
+MARKERS = "osD^vPX*"
+# A colour a method by its place; the first eight are as far apart as they can be.
+PALETTE = (
+    *("#0f6cbd", "#d1501a", "#0b8a63", "#8e4ec6", "#a67c00", "#c2185b", "#00838f"),
+    *("#6d4c41", "#4f9be0", "#ef8a5a", "#4fb286", "#b48ae0", "#c7a436", "#e0709a"),
+    *("#3fb0bd", "#a1887f", "#1a3a6b", "#7f2a0a", "#064d37", "#55257f", "#5e4700"),
+    *("#7a0f3a", "#004a52", "#3b2a24", "#5b6cc9", "#7d8f00", "#e04848", "#708090"),
+)
 
 
 def smooth(values: ArrayLike, window: int) -> NDArray[np.float64]:
@@ -61,6 +68,17 @@ def spread(positions: ArrayLike, gap: float) -> NDArray[np.float64]:
     return out
 
 
+def bare(axes: Any, size: float) -> Any:
+    """The axes with faint lines, one spine and tick labels of ``size`` points."""
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=size, length=0, pad=6)
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
 @dataclasses.dataclass(frozen=True)
 class Page:
     """The figure, addressed in pixels; `panel` is the height of its charts."""
@@ -84,13 +102,7 @@ class Page:
                 height / self.height,
             )
         )
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(MUTED)
-        axes.tick_params(colors=MUTED, labelsize=21 * 72 / DPI, length=0, pad=6)
-        axes.grid(axis="y", color=_FAINT, linewidth=0.8)
-        axes.set_axisbelow(True)
-        return axes
+        return bare(axes, 21 * 72 / DPI)
 
     def heading(self, left: float, top: float, title: str, note: str) -> None:
         self.text(left, top, title, 28, weight="bold")
@@ -110,13 +122,13 @@ def panel_height(curves: Curves) -> float:
     return max(560.0, 150.0 * -(-len(curves) // _columns(curves)))
 
 
-def _plain_log(axis: Any, low: float, high: float) -> None:
+def plain_log(axis: Any, low: float, high: float) -> None:
     """Few round ticks, written without powers, on a log axis."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
 
     mantissas = (1, 1.5, 2, 3, 5, 7) if high / low < 8 else (1, 2, 5)
     if high / low > 80:
-        mantissas = (1,)
+        mantissas = (1, 3) if high / low < 2000 else (1,)
     ticks = [m * 10.0**e for e in range(-9, 10) for m in mantissas]
     if high / low < 3:
         ticks = list(MaxNLocator(6).tick_values(low, high))
@@ -187,7 +199,7 @@ def draw_quality(
         axes.set_yscale("log")
         low, high = min(values) / 1.12, max(values) * 1.08
         axes.set_ylim(low, high)
-        _plain_log(axes.yaxis, low, high)
+        plain_log(axes.yaxis, low, high)
     if goal is not None:
         axes.plot(
             [min(costs), max(costs)], [goal] * 2, color=TEACHER, linewidth=1.4, ls="--"
@@ -213,7 +225,7 @@ def draw_quality(
             color=shade,
             linewidth=2,
             elinewidth=1,
-            marker=_MARKERS[place % len(_MARKERS)],
+            marker=MARKERS[place % len(MARKERS)],
             markersize=7,
             markeredgecolor="white",
             markeredgewidth=0.8,
@@ -256,7 +268,7 @@ def draw_progress(
     if values:
         low, high = min(values) / 1.15, max(values) * 1.15
         axes.set_ylim(low, high)
-        _plain_log(axes.yaxis, low, high)
+        plain_log(axes.yaxis, low, high)
         _label(axes, ends, 1.05, "right")
 
 

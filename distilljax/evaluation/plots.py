@@ -11,6 +11,7 @@ from etils import epath
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation import captions as lines
+from distilljax.extras import needed
 from distilljax.storage import write_atomic
 
 _MAGENTA = (255, 0, 255)
@@ -93,7 +94,7 @@ def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> epath.Pat
 
     Raises:
       ValueError: not uint8, or another shape.
-      ImportError: Pillow is not installed.
+      ModuleNotFoundError: Pillow is not installed.
     """
     grid = np.asarray(grid)
     if grid.dtype != np.uint8 or not (
@@ -103,12 +104,8 @@ def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> epath.Pat
             "grid must be uint8 of shape [H, W] or [H, W, 3], got "
             f"{grid.dtype} {grid.shape}; make it with image_grid(images, columns)."
         )
-    try:
+    with needed("save_png"):
         from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "save_png needs Pillow; install it with `pip install pillow`."
-        ) from error
     buffer = io.BytesIO()
     Image.fromarray(grid).save(buffer, "PNG", optimize=True)
     return write_atomic(path, buffer.getvalue())

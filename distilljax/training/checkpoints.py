@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 
 from distilljax import storage
+from distilljax.extras import needed
 from distilljax.training import distributed, versions
 from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
@@ -122,6 +122,7 @@ class Checkpoints:
 
         What is no checkpoint is left alone.
         """
+        ocp = _orbax()
         self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
         self._copy: Callable[[TrainState], TrainState] | None = None
@@ -230,6 +231,7 @@ class Checkpoints:
         meta = {**meta, "fingerprint": fingerprint(state), "leaves": _described(state)}
         packed = {"state": _packed(data)}
         meta["checksum"] = _checksum(meta, packed)
+        ocp = _orbax()
         with self._writing():
             self._manager.save(
                 step,
@@ -335,7 +337,7 @@ class Checkpoints:
         raise AssertionError("unreachable")
 
     def _read(self, step: int, abstract: TrainState) -> Restored:
-        path, args = self._root / str(step), ocp.args
+        path, args = self._root / str(step), _orbax().args
         with distributed.together(f"read checkpoint {step}"), _reader() as reader:
             parts = reader.restore(
                 path, args.Composite(data=args.JsonRestore(), meta=args.JsonRestore())
@@ -419,8 +421,16 @@ def _forget(error: BaseException | None) -> None:
     gc.collect()
 
 
-def _reader() -> ocp.Checkpointer:
+def _orbax() -> Any:
+    """Orbax, which runs without a folder do without."""
+    with needed("a run folder"):
+        import orbax.checkpoint as ocp
+    return ocp
+
+
+def _reader() -> Any:
     """Reads without the other processes: one that fails keeps none of them waiting."""
+    ocp = _orbax()
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"alone_{me}"
@@ -435,7 +445,7 @@ def _reader() -> ocp.Checkpointer:
 
 
 def _preservation(config: CheckpointConfig) -> Any:
-    policy = ocp.checkpoint_managers
+    policy = _orbax().checkpoint_managers
     keep: list[Any] = [policy.LatestN(config.keep)]
     if config.best is not None:
         name = config.best

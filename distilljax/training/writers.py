@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-import tqdm
 from etils import epath
 
+from distilljax.extras import needed
 from distilljax.storage import Appender
 from distilljax.terminal import is_terminal
 from distilljax.training import loggers
@@ -280,6 +280,9 @@ class Progress:
         terminal = is_terminal()
         self._lines = show and not terminal and sys.stderr is not None
         if show and terminal:
+            with needed("the bar of a training"):
+                import tqdm
+
             self._bar = tqdm.tqdm(
                 total=total, initial=start, desc=name, unit="cycle", dynamic_ncols=True
             )

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
-from distilljax.bench.pictures import front, spread
+from distilljax.bench.pictures import front, spread, styles
+from distilljax.bench.report import summary
+from distilljax.methods import CATALOGUE
+from tests.bench.test_report import RESULTS
 
 
 def test_the_front_is_what_nothing_beats():
@@ -24,3 +27,18 @@ def test_names_stay_beside_the_axis(at):
     np.testing.assert_allclose(sorted(found), np.linspace(0, 1, 40), atol=1e-9)
     assert min(spread([at] * 3, 0.1)) >= 0.0
     assert max(spread([at] * 3, 0.1)) <= 1.0
+
+
+def test_every_method_of_the_catalogue_has_a_colour_of_its_own():
+    found = styles({"rows": [{"name": name} for name in CATALOGUE]})
+    assert len({colour for colour, _ in found.values()}) == min(len(CATALOGUE), 28)
+    assert list(found) == list(CATALOGUE)
+
+
+def test_tables_keep_the_order_of_the_run_and_say_the_rank():
+    titles, lines = summary(RESULTS)
+    names = [line[0] for line in lines]
+    assert names[-2:] == ["late", "good"]
+    at = titles.index("rank")
+    assert [line[at] for line in lines[-2:]] == ["2", "1"]
+    assert len({len(line) for line in lines}) == 1 == len({len(titles), len(lines[0])})

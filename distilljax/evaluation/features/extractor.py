@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation.statistics.pairs import row_mesh
+from distilljax.extras import needed
 
 
 class Extracted(NamedTuple):
@@ -100,7 +101,8 @@ class FeatureExtractor:
             run = functools.partial(_run, _jitted(self.apply), line)
         starts: Any = range(0, len(array), size)
         if progress:
-            from tqdm import tqdm
+            with needed("the bar of an extraction"):
+                from tqdm import tqdm
 
             starts = tqdm(starts, desc=self.name, unit="batch", file=sys.stderr)
         for start in starts:

@@ -7,6 +7,7 @@ import pathlib
 
 from numpy.typing import NDArray
 
+from distilljax.extras import needed
 from distilljax.storage import load_arrays
 
 
@@ -34,14 +35,9 @@ def read_weights(path: str | os.PathLike) -> dict[str, NDArray]:
             f"weights must be .safetensors or .npz, got {path.name}; convert a file of "
             "torch with safetensors.torch.save_file(torch.load(path), name)"
         )
-    try:
+    with needed("reading .safetensors"):
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "reading .safetensors needs the package safetensors: "
-            "pip install 'distilljax[eval]'"
-        ) from error
     try:
         return load_file(path)
     except SafetensorError as error:
