@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         training,
         transforms,
     )
-    from distilljax.api import fit, fit_card, sample
+    from distilljax.api import fit, fit_card, load, sample
     from distilljax.composition import compose
     from distilljax.image_edits import edit
 
@@ -65,6 +65,7 @@ __all__ = [
     "fit",
     "fit_card",
     "flow_maps",
+    "load",
     "losses",
     "method",
     "methods",

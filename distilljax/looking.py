@@ -11,6 +11,7 @@ from etils import epath
 
 from distilljax import data
 from distilljax.data import images
+from distilljax.extras import needed
 from distilljax.labels import names_of
 
 # Files whose size and mode are looked at.
@@ -143,7 +144,8 @@ def _samples(path: epath.Path) -> np.ndarray | None:
 
 
 def _of_folder(path: epath.Path, size: int | None) -> Look:
-    from PIL import Image
+    with needed("reading images"):
+        from PIL import Image
 
     names, labels, classes = images.listed(path)
     sides, channels = [], 1

@@ -10,16 +10,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
 FLOORS = (
-    (
-        "errors",
-        "extras",
-        "storage",
-        "axes",
-        "shares",
-        "terminal",
-        "promotion",
-        "labels",
-    ),
+    ("errors", "extras", "labels", "storage", "axes", "shares", "terminal"),
+    ("promotion",),
     ("paths", "predictions", "fields", "flow_maps", "solvers", "times", "clocks"),
     ("metrics", "corrections", "transforms"),
     ("losses",),
@@ -30,11 +22,11 @@ FLOORS = (
     ("data",),
     ("evaluation",),
     ("training",),
-    ("interop", "taught", "looking"),
+    ("interop",),
     ("specs", "releases", "players"),
-    ("generation", "diagnosis", "cards", "overrides"),
-    ("recipes", "ahead", "api", "hints", "starting"),
-    ("image_edits", "judge", "pairs", "quickstart"),
+    ("generation", "diagnosis", "cards", "overrides", "taught"),
+    ("recipes", "ahead", "api", "hints"),
+    ("image_edits", "judge", "looking", "pairs", "quickstart", "starting"),
     ("bench",),
     ("commands", "cli", "__main__"),
 )

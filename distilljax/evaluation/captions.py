@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from distilljax.extras import needed
+
 # Rows of a caption, its letters and its colours.
 HEIGHT, _SIZE = 13, 10
 _INK, _PAPER = (225, 225, 225), (32, 32, 32)
@@ -22,7 +24,8 @@ def captions(texts: Sequence[str], width: int) -> NDArray[np.uint8]:
     Returns:
       uint8 ``[N, HEIGHT, width, 3]``.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    with needed("pictures"):
+        from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(_SIZE)
     known: dict[str, NDArray[np.uint8]] = {}
