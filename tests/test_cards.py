@@ -458,7 +458,7 @@ def test_a_card_without_a_section_is_refused(key):
 def test_files_that_are_no_cards_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'scm.py'"):
         cards.load(ROOT / "configs" / "digits" / "scmm.py")
-    with pytest.raises(ValueError, match="there is no such file"):
+    with pytest.raises(ValueError, match="it is neither a file"):
         cards.load(tmp_path / "none.py")
     path = tmp_path / "empty.py"
     path.write_text("x = 1\n")
