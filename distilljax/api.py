@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from etils import epath
 
-from distilljax import generation, methods, promotion, storage, taught
+from distilljax import generation, methods, promotion, taught
+from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
-from distilljax.evaluation import image_grid, save_png
+from distilljax.evaluation import image_grid, sample_files, save_png
 from distilljax.labels import named, names_of, numbered
 from distilljax.method import Method
 from distilljax.training import distributed
@@ -33,8 +34,6 @@ from distilljax.training.versions import read_record
 
 if TYPE_CHECKING:
     from distilljax import cards
-
-GRID_STEPS = {"flow_matching": 16}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +49,8 @@ class Fitted:
       conditional: whether it was trained with conditions that are no labels.
       result: how training went; None for a run read from its folder.
       folder: run folder, or None.
+      images: whether samples are images in [-1, 1]; None where only their shape says
+        so.
       class_names: of the labels, None where the data has none.
       cycle: of the checkpoint that the parameters are from; None for a finished run.
     """
@@ -62,6 +63,7 @@ class Fitted:
     conditional: bool = False
     result: TrainResult | None = None
     folder: epath.Path | None = None
+    images: bool | None = None
     class_names: tuple[str, ...] | None = None
     cycle: int | None = None
 
@@ -128,10 +130,10 @@ def fit(
                 f"source must be a data source, got {type(source).__name__} without "
                 f"{name}; make one of arrays with distilljax.data.arrays(x0, cond)"
             )
-    shape, classes = tuple(source.sample_shape), source.num_classes
+    shape = tuple(source.sample_shape)
+    classes, conditional = _conditions(source, settings)
     where = None if folder is None else epath.Path(folder)
-    conditional = _conditional(source)
-    names = names_of(source)
+    names = None if classes is None else names_of(source)
     if names is None and isinstance(teacher, Fitted) and teacher.num_classes == classes:
         names = teacher.class_names
     if names is not None:
@@ -171,7 +173,8 @@ def fit(
         conditional,
         result,
         where,
-        names,
+        images=getattr(source, "images", None),
+        class_names=names,
     )
 
 
@@ -223,9 +226,12 @@ def fit_card(
     )
 
 
-def _conditional(source: Any) -> bool:
+def _conditions(source: Any, settings: TrainConfig) -> tuple[int | None, bool]:
+    """The number of classes that a student is told, and whether it is told others."""
+    if settings.ignore_cond:
+        return None, False
     fields = getattr(source, "fields", ())
-    return source.num_classes is None and "cond" in fields
+    return source.num_classes, source.num_classes is None and "cond" in fields
 
 
 def _grid_hook(
@@ -237,7 +243,7 @@ def _grid_hook(
     names: Sequence[str] | None = None,
 ):
     """Writes a grid of a fixed seed, one label a row under its name."""
-    steps = GRID_STEPS.get(method.name, 1)
+    steps = method.sampling.steps
     sampler = jax.jit(generation.student_sampler(method, network, steps))
     columns = 8
     labels = None
@@ -317,18 +323,19 @@ def load(
             f"{cycle} of {settings.cycles}",
             file=sys.stderr,
         )
-    names = record.get("class_names")
+    names, images = record.get("class_names"), getattr(source, "images", None)
+    if "card" in record and images is None:
+        images = record["card"]["source"].get("images")
     return Fitted(
         method,
         network_of(method.roles, role, built),
         params,
         shape,
-        source.num_classes,
-        _conditional(source),
-        None,
-        folder,
-        None if names is None else tuple(map(str, names)),
-        cycle,
+        *_conditions(source, settings),
+        folder=folder,
+        images=images,
+        class_names=None if names is None else tuple(map(str, names)),
+        cycle=cycle,
     )
 
 
@@ -383,8 +390,9 @@ def sample(
       teacher_nfe: its evaluations for them, without guidance; default 2 a step, with
         Heun's method.
       teacher_guidance: its scale ``w``; 1 is off, else its evaluations double.
-      out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
-        it; an interrupted call continues.
+      out: writes the samples there, see `evaluation.sample_files`: ``.npz``, ``.npy``,
+        a picture ``.png`` or ``.jpg`` (the arrays go into the ``.npz`` beside it) or a
+        folder with one picture a sample. An interrupted call continues.
       progress: shows a bar; default on a terminal.
 
     Returns:
@@ -397,6 +405,7 @@ def sample(
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
+    to = None if out is None else sample_files.target(out, fitted.sample_shape)
     _check_inputs(fitted, cond, start)
     labels = numbered(labels, fitted.class_names)
     lead, params = None, fitted.params
@@ -413,7 +422,9 @@ def sample(
         if count is None:
             count = 10 * fitted.num_classes
         labels = np.arange(count) % fitted.num_classes
-    x = generation.generate(
+    made = {"steps": steps, "seed": seed, "nfe": spent(steps, lead)}
+    made |= {} if guidance is None else {"guidance": guidance}
+    return generation.generate(
         _sampler(fitted, steps, lead, guidance),
         params,
         sample_shape=fitted.sample_shape,
@@ -424,14 +435,12 @@ def sample(
         seed=seed,
         batch_size=batch_size,
         num_classes=fitted.num_classes,
-        resume=None if out is None else f"{out}.parts",
+        resume=None if out is None else sample_files.parts_of(out),
         tag=f"{fitted.method.name} in {steps}, {spent(steps, lead)}"
         + ("" if guidance is None else f", guidance {guidance}"),
+        save=None if to is None else saving(fitted, to, labels, made),
         progress=progress,
     )
-    if out is not None:
-        save_samples(out, x, labels, fitted.class_names)
-    return x
 
 
 # The newest samplers, so that an equal call compiles nothing. They are kept with what
@@ -512,20 +521,35 @@ def _check_inputs(fitted: Fitted, cond: Any, start: Any) -> None:
         raise ValueError(f"this student ({name}) starts from noise, got start=")
 
 
+def saving(
+    fitted: Fitted, to: sample_files.Target, labels: Any, made: Mapping[str, Any]
+) -> Callable[[np.ndarray], None]:
+    """Writes samples of a fitted student and what they are.
+
+    Args:
+      fitted: the student.
+      to: where.
+      labels: of the samples, or None.
+      made: what else their record says, JSON values.
+    """
+    record = {
+        "value_range": sample_files.range_of(fitted.sample_shape, fitted.images),
+        "method": fitted.method.name,
+        "run": None if fitted.folder is None else os.fspath(fitted.folder),
+        "distilljax": __version__,
+        **made,
+    }
+    names = fitted.class_names
+    return lambda x: sample_files.write(to, x, labels, record, class_names=names)
+
+
 def save_samples(
     path: str | os.PathLike,
     x: np.ndarray,
     labels: Any = None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes ``x`` (and ``label``) to an ``.npz``, and images to a grid beside it."""
-    path = epath.Path(path)
-    fields: dict[str, Any] = {"x": np.asarray(x, np.float32)}
-    if labels is not None:
-        fields["label"] = np.asarray(labels, np.int32)
-    storage.save_npz(path, fields, compressed=True)
-    if x.ndim == 4 and x.shape[-1] in (1, 3):
-        shown = np.clip(x[:100], -1.0, 1.0)
-        captions = named(None if labels is None else labels[:100], class_names)
-        grid = image_grid(shown, min(10, len(shown)), 4, captions=captions)
-        save_png(path.with_suffix(".png"), grid)
+    """Writes ``x`` (and ``label``), and images to a grid; see `sample_files.target`."""
+    x = np.asarray(x)
+    to = sample_files.target(path, x.shape[1:])
+    sample_files.write(to, x, labels, class_names=class_names)

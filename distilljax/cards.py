@@ -297,10 +297,13 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     if source is None:
         source = _make("source", plain["source"], SOURCES)
     built: dict[str, Network] = {}
+    told = source
+    if plain.get("ignore_cond"):
+        told = Outline(tuple(source.sample_shape), None)
     wanted = players.sections(method.name, method.roles, plain["networks"])
     for key in sorted(wanted, key=lambda k: k != "backbone"):
         spec = dict(wanted[key])
-        built[key] = _make("network", {**_taken(source, built, spec), **spec}, BUILDERS)
+        built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)
     if adapters is not None:
         built["lora"] = adapters.network(built)
     rest = {k: v for k, v in plain.items() if k not in _OWN}

@@ -79,7 +79,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "train",
         help="train an experiment card, or continue its run",
         description="Trains a card. Any value of it can be overridden: "
-        "--config.student.lr=1e-4 --config.cycles=500.",
+        "--config.student.lr=1e-4 --config.cycles=500. A card is Python and is "
+        "executed: run only those that you have read. Run folders are data and are "
+        "never executed.",
         allow_abbrev=False,
     )
     train.add_argument("--config", required=True, help=_CARD)
@@ -133,7 +135,9 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="labels or names of classes joined by commas, one per sample: 0,cat",
     )
     sample.add_argument(
-        "--data", help=".npz with conditions 'cond', and what samples start from"
+        "--data",
+        help=".npz with the fields that the student reads: conditions 'cond', and what "
+        "samples start from",
     )
     sample.add_argument(
         "--guidance", type=_number, help="scale, for students that are told one"
@@ -151,7 +155,10 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--teacher-guidance", type=_number, default=1.0, help="its scale; 1 is off"
     )
     sample.add_argument(
-        "--out", help="file, default <run>/samples/steps<k>_seed<s>.npz"
+        "--out",
+        help="FILE.npz, .npy, .png or .jpg (the arrays go into the .npz beside a "
+        "picture), or FOLDER/ with one PNG a sample; default "
+        "<run>/samples/steps<k>_seed<s>.npz",
     )
 
     judge = parsers.add_parser(
@@ -161,22 +168,30 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "carries its protocol; numbers of different protocols are not compared.",
         allow_abbrev=False,
     )
-    judge.add_argument("--samples", required=True, help=".npz or .npy with x")
     judge.add_argument(
-        "--reference", required=True, help="the data, or statistics of it, .npz"
+        "--samples",
+        required=True,
+        help=".npz or .npy with x, a folder of pictures, or a picture",
+    )
+    judge.add_argument(
+        "--reference",
+        required=True,
+        help="the data, as the samples, or statistics of it, .npz",
     )
     judge.add_argument(
         "--features",
-        default="pixels",
-        help="pixels, digits, random_convolutions[:SEED], inception:PATH or "
-        "torch_fidelity:NAME:PATH",
+        help="pixels (default up to 1000 values a sample), random_convolutions[:SEED] "
+        "(default above), digits, inception:PATH or torch_fidelity:NAME:PATH",
     )
     judge.add_argument(
         "--metrics", help="names joined by commas, or all; default the usual ones"
     )
     judge.add_argument("--rounding", default="uint8", help="uint8 (default) or none")
     for name in ("--range", "--reference-range"):
-        judge.add_argument(name, help="-1,1 or 0,1 or 0,255 or none; default detected")
+        judge.add_argument(
+            name,
+            help="-1,1 or 0,1 or 0,255 or none; default as the file says, or detected",
+        )
     judge.add_argument("--seed", type=int, help="noise seed of the samples, recorded")
     judge.add_argument("--out", help="report, .json")
     judge.add_argument("--save-statistics", help="statistics of the reference, .npz")
@@ -227,7 +242,8 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     edit.add_argument("--seed", type=int, default=0)
     edit.add_argument("--batch-size", type=int, default=512)
     edit.add_argument(
-        "--out", help="file, default <run>/edits/<task>_steps<k>_seed<s>.npz"
+        "--out",
+        help="as of sample; default <run>/edits/<task>_steps<k>_seed<s>.npz",
     )
 
     report = parsers.add_parser(

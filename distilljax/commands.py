@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 
@@ -16,7 +15,7 @@ def train(options: argparse.Namespace) -> int:
     """Trains a card, or continues its run."""
     from etils import epath
 
-    from distilljax import api, cards
+    from distilljax import api, cards, hints
 
     config = options.card
     if options.teacher:
@@ -42,17 +41,7 @@ def train(options: argparse.Namespace) -> int:
     )
     assert fitted.result is not None
     print(f"{found.method.name}: {fitted.result.step} cycles in {folder}")
-    print(f"sample it: distilljax sample --run={folder} --steps=1")
-    return 0
-
-
-def init(options: argparse.Namespace) -> int:
-    """Writes configs for one's own data."""
-    from distilljax import starting
-
-    lines = starting.begin(
-        options.data, method=options.method, out=options.out, size=options.size
-    )
+    lines = hints.after_training(found.method, folder, conditional=fitted.conditional)
     print("\n".join(lines))
     return 0
 
@@ -65,6 +54,17 @@ def configs(options: argparse.Namespace) -> int:
     width = max(map(len, found), default=0)
     for name, path in found.items():
         print(f"{name:{width}}  {cards.headline(path)}")
+    return 0
+
+
+def init(options: argparse.Namespace) -> int:
+    """Writes configs for one's own data."""
+    from distilljax import starting
+
+    lines = starting.begin(
+        options.data, method=options.method, out=options.out, size=options.size
+    )
+    print("\n".join(lines))
     return 0
 
 
@@ -83,19 +83,23 @@ def sample(options: argparse.Namespace) -> int:
     from etils import epath
 
     from distilljax import api
+    from distilljax.data import files
 
     led = f"_teacher{options.teacher_steps}" if options.teacher else ""
     if options.guidance is not None:
         led += f"_guidance{options.guidance:g}"
     name = f"steps{options.steps}{led}_seed{options.seed}.npz"
-    out = epath.Path(options.out or epath.Path(options.run) / "samples" / name)
+    out = options.out or epath.Path(options.run) / "samples" / name
     student, teacher, lead = api.load(options.run), None, None
     if options.teacher:
         teacher = api.load(options.teacher)
         given = options.teacher_steps, options.teacher_nfe, options.teacher_guidance
         lead = api.lead_of(student, teacher, *given)
-    field = student.method.sampling.start
-    fields = _fields(options.data, [name for name in ("cond", field) if name])
+    field, fields = student.method.sampling.start, {}
+    if options.data is not None:
+        names = ("cond",) * student.conditional + ((field,) if field else ())
+        who = f"this student ({student.method.name})"
+        fields = files.read_fields(options.data, names, who)
     x = api.sample(
         student,
         steps=options.steps,
@@ -112,8 +116,19 @@ def sample(options: argparse.Namespace) -> int:
         guidance=options.guidance,
         out=out,
     )
-    print(f"{len(x)} samples in {out}, {api.spent(options.steps, lead)}")
+    spent = api.spent(options.steps, lead)
+    _say_where("samples", out, x, spent)
     return 0
+
+
+def _say_where(what: str, out: Any, x: Any, spent: str) -> None:
+    """Says where samples and their pictures are."""
+    from distilljax.evaluation import sample_files
+
+    to = sample_files.target(out, x.shape[1:])
+    print(f"{len(x)} {what} in {to.arrays}, {spent}")
+    if to.says(len(x)):
+        print(to.says(len(x)))
 
 
 def edit(options: argparse.Namespace) -> int:
@@ -127,7 +142,7 @@ def edit(options: argparse.Namespace) -> int:
     if mask is None and options.task == "inpaint":
         mask = given.get("mask")
     name = f"{options.task}_steps{options.steps}_seed{options.seed}.npz"
-    out = epath.Path(options.out or epath.Path(options.run) / "edits" / name)
+    out = options.out or epath.Path(options.run) / "edits" / name
     x = image_edits.edit(
         options.run,
         options.task,
@@ -141,7 +156,7 @@ def edit(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         out=out,
     )
-    print(f"{len(x)} images in {out}, NFE {options.steps}")
+    _say_where("images", out, x, f"NFE {options.steps}")
     return 0
 
 
@@ -160,7 +175,8 @@ def evaluate(options: argparse.Namespace) -> int:
 
     others = measuring.read_report(options.against) if options.against else {}
     ranges = [samples.parse_range(r) for r in (options.range, options.reference_range)]
-    extractor = features.extractor(options.features)
+    # Names that do not exist are refused before files are read.
+    extractor = features.extractor(options.features) if options.features else None
     given = samples.read_samples(
         options.samples, rounding=options.rounding, value_range=ranges[0]
     )
@@ -169,6 +185,9 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     for part in (given, reference):
         say(samples.describe(part))
+    if extractor is None:
+        usual = measuring.usual_features(given, reference, say)
+        extractor = features.extractor(usual)
     found = measuring.evaluate(
         given,
         reference,
@@ -181,7 +200,11 @@ def evaluate(options: argparse.Namespace) -> int:
     )
     if options.out:
         report = measuring.to_report(
-            found, notes=notes, samples=given.source, digest=given.fingerprint
+            found,
+            notes=notes,
+            samples=given.source,
+            digest=given.fingerprint,
+            record=given.record,
         )
         storage.write_atomic(options.out, files.dump_json(report))
     print("\n".join(measuring.table(found)))
@@ -230,13 +253,6 @@ def convert(options: argparse.Namespace) -> int:
     )
     print(f"{len(source)} samples in {folder}")
     return 0
-
-
-def _fields(path: str | None, names: Sequence[str]) -> dict[str, Any]:
-    """Those of the fields that a file has; none without a file."""
-    from distilljax import storage
-
-    return {} if path is None else storage.load_arrays(path, names)
 
 
 def report(options: argparse.Namespace) -> int:

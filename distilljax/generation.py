@@ -21,16 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import editing, promotion, storage
+from distilljax import editing, promotion, storage, terminal
 from distilljax.binding import Bound, Network, told
-from distilljax.extras import needed
 from distilljax.flow_maps import FlowMap
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import sample as sample_steps
 from distilljax.sampling import sample_counted
 from distilljax.solvers import FireFlow, Heun, Solver, folded, solve
-from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
 from distilljax.training.lock import Lock
 
@@ -381,6 +379,7 @@ def generate(
     num_classes: int | None = None,
     resume: str | os.PathLike | None = None,
     tag: str = "",
+    save: Callable[[np.ndarray], None] | None = None,
     progress: bool | None = None,
 ) -> np.ndarray:
     """Generates many samples in equal batches.
@@ -403,6 +402,8 @@ def generate(
         and parameters continues there, and the folder is removed at the end.
       tag: what was sampled; a folder of another tag, seed, batch size, or of other
         parameters or inputs is refused, and so is one that another call is using.
+      save: writes the samples. It is called before the folder of finished batches is
+        let go: a full disk loses none of them, and no second call writes meanwhile.
       progress: shows a bar; default on a terminal.
 
     Returns:
@@ -429,16 +430,13 @@ def generate(
         raise ValueError(f"count must be at least 1 (or labels given), got {count}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    batch_size = min(batch_size, count)
+    batch_size, number = min(batch_size, count), checked_seed(seed)
     store = _Store(resume, tag, seed, batch_size, count, (params, inputs))
     run = sampler if hasattr(sampler, "lower") else jax.jit(sampler)
     starts = range(0, count, batch_size)
-    shown = is_terminal() if progress is None else progress
+    shown = terminal.is_terminal() if progress is None else progress
     if shown:
-        with needed("the bar of sampling"):
-            from tqdm import tqdm
-
-        starts = tqdm(starts, desc=tag or "sampling", unit="batch")
+        starts = terminal.bar(starts, desc=tag or "sampling", unit="batch")
     out = np.empty((count, *sample_shape), np.float32)
     try:
         for first in starts:
@@ -446,16 +444,18 @@ def generate(
             found = store.load(first)
             if found is None:
                 part, eps, more = _batch(inputs, rows, batch_size)
-                if eps is None:
-                    eps = initial_noise(seed, first, batch_size, sample_shape)
                 indices = np.arange(first, first + batch_size, dtype=np.uint32)
-                keys = sample_keys(checked_seed(seed), indices)
+                if eps is None:
+                    eps = _noise(number, indices, tuple(sample_shape))
+                keys = sample_keys(number, indices)
                 arrays = () if more is None else (more,)
                 found = np.asarray(run(params, eps, part, keys, *arrays))
                 found = found[: rows.stop - rows.start]
                 _check_finite(found, first)
                 store.save(first, found)
             out[rows] = found
+        if save is not None:
+            save(out)
         store.clear()
     finally:
         store.close()
@@ -515,13 +515,27 @@ class _Store:
             "count": count,
             "parameters and inputs": digest.hexdigest(),
         }
+        try:
+            self._claim(meta)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, meta: Mapping[str, Any]) -> None:
+        """Writes what the folder is of, and refuses one that is of something else."""
+        assert self.folder is not None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "meta.json"
         if path.exists():
-            had = json.loads(path.read_text())
+            try:
+                had = dict(json.loads(path.read_bytes()))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path} is damaged ({error}), so that nobody knows what the "
+                    f"batches in {self.folder} are of; remove that folder"
+                ) from error
             if had != meta:
                 other = sorted(k for k in meta if had.get(k) != meta[k])
-                self.close()
                 raise ValueError(
                     f"resume folder {self.folder} holds batches of another call: "
                     f"{', '.join(other)} differ (it has {had}, asked for {meta}); "
@@ -557,8 +571,15 @@ class _Store:
         storage.write_atomic(self._path(start), raw + digest)
 
     def clear(self) -> None:
-        if self.folder is not None:
+        """Removes the batches, and the folder if nothing of others is in it."""
+        if self.folder is None:
+            return
+        if not storage.is_local(self.folder):
             self.folder.rmtree()
+            return
+        for path in (*self.folder.glob("batch_*.npy"), self.folder / "meta.json"):
+            path.unlink(missing_ok=True)
+        self._lock.remove()
 
     def close(self) -> None:
         if self.folder is not None:

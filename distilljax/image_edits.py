@@ -19,8 +19,9 @@ import numpy as np
 from etils import epath
 
 from distilljax import editing, generation, promotion, storage
-from distilljax.api import Fitted, load, save_samples
+from distilljax.api import Fitted, load, saving
 from distilljax.errors import unknown
+from distilljax.evaluation import sample_files
 from distilljax.labels import numbered
 from distilljax.method import Method
 from distilljax.paths import Path
@@ -135,8 +136,8 @@ def edit(
       seed: of the start and the re-noising.
       clip: range of the data; None for latents.
       batch_size: images per program call.
-      out: writes ``x`` and ``label`` to this ``.npz`` and a grid to the ``.png`` beside
-        it; an interrupted call continues.
+      out: writes the images there, see `evaluation.sample_files`; an interrupted call
+        continues.
       progress: shows a bar; default on a terminal.
 
     Returns:
@@ -152,6 +153,7 @@ def edit(
     fitted = student if isinstance(student, Fitted) else load(student)
     shape, method = fitted.sample_shape, fitted.method
     chosen = {"mask": mask, "noise": noise, "strength": strength}
+    to = None if out is None else sample_files.target(out, shape)
     _check_options(task, chosen)
     observed = _checked(task, images, shape, clip)
     if labels is None and fitted.num_classes is not None:
@@ -181,7 +183,8 @@ def edit(
         assert isinstance(x, jax.Array)
         return x
 
-    x = generation.generate(
+    made = {"task": task, "steps": steps, "seed": seed}
+    return generation.generate(
         run,
         fitted.params,
         sample_shape=shape,
@@ -191,13 +194,11 @@ def edit(
         seed=seed,
         batch_size=batch_size,
         num_classes=fitted.num_classes,
-        resume=None if out is None else f"{out}.parts",
+        resume=None if out is None else sample_files.parts_of(out),
         tag=f"{method.name} {task} {times} {clip}",
+        save=None if to is None else saving(fitted, to, labels, made),
         progress=progress,
     )
-    if out is not None:
-        save_samples(out, x, labels, fitted.class_names)
-    return x
 
 
 def _times(

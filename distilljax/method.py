@@ -143,6 +143,8 @@ class Sampling:
       view: ``(bound role, condition, path) -> flow map``, a frozen dataclass, where the
         network is no flow map by itself; default `Bound.flow_map`.
       start: batch field that samples start from in place of noise.
+      steps: steps that samples are usually made in, for hints and grids: the most that
+        training simulates, those of the last round, 16 of a teacher's ODE.
     """
 
     grid: Grid = PathGrid()
@@ -154,6 +156,7 @@ class Sampling:
     guidance: float | None = None
     view: Callable[[Bound, Any, Any], FlowMap] | None = None
     start: str | None = None
+    steps: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,16 +18,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distilljax import api, generation, promotion, storage
+from distilljax import api, generation, promotion, storage, terminal
 from distilljax.binding import Bound, Network
 from distilljax.data import array_records, labels
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Source
 from distilljax.draws import follow
 from distilljax.errors import unknown
-from distilljax.extras import needed
 from distilljax.solvers import Heun, Solver
-from distilljax.terminal import is_terminal
 from distilljax.times import Grid, PathGrid
 from distilljax.training.claim import differing
 from distilljax.training.digests import fingerprint
@@ -328,13 +326,10 @@ def _check_finite(x0: np.ndarray, start: int) -> None:
 
 
 def _bar(mine: list[Any], missing: list[Any], progress: bool | None):
-    with needed("the bar of pairs"):
-        from tqdm import tqdm
-
     total = sum(last - first for _, first, last in mine)
     left = sum(last - first for _, first, last in missing)
-    shown = is_terminal() if progress is None else progress
-    return tqdm(
+    shown = terminal.is_terminal() if progress is None else progress
+    return terminal.bar(
         total=total,
         initial=total - left,
         desc="pairs",

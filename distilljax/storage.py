@@ -11,6 +11,7 @@ import errno
 import hashlib
 import io
 import os
+import socket
 import struct
 import tempfile
 import time
@@ -97,10 +98,13 @@ def _draft(name: str) -> str:
     """A name beside ``name`` that no other writer has, at most as long as names may be.
 
     The number of the process is not enough: threads share it, and so do processes of
-    machines that share a folder.
+    machines that share a folder. Host and name are digests, whatever their length.
     """
-    known = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
-    return f".{known}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp"
+    known, host = (
+        hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
+        for text, size in ((name, 8), (socket.gethostname(), 4))
+    )
+    return f".{known}.{host}.{os.getpid()}.{uuid.uuid4().hex[:12]}.tmp"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from collections.abc import Callable
 from typing import Any
+
+from distilljax.extras import needed
 
 
 def prepare() -> None:
@@ -30,3 +35,48 @@ def is_terminal(stream: Any = None) -> bool:
     if stream is None or getattr(stream, "closed", False):
         return False
     return bool(stream.isatty())
+
+
+def bar(steps: Any = None, **options: Any) -> Any:
+    """A bar of tqdm's that a jump of the wall clock does not touch.
+
+    Args:
+      steps: what to go through; None for a bar that is updated by hand.
+      **options: those of `tqdm.tqdm`.
+    """
+    with needed("a bar of progress"):
+        from tqdm import tqdm
+
+    made = tqdm(steps, **options)
+    made._time = time.monotonic
+    made.start_t = made.last_print_t = made._time()
+    return made
+
+
+class Waiting:
+    """Says now and then how long something has taken that cannot say so itself.
+
+    Attributes:
+      seconds: how long it took, after the block.
+    """
+
+    def __init__(self, show: Callable[[float], None], pause: float):
+        """``show`` gets the seconds since the start every ``pause`` seconds."""
+        self._show, self._pause, self.seconds = show, pause, 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._pause):
+            self._show(time.monotonic() - self._began)
+
+    def __enter__(self) -> Waiting:
+        self._began = time.monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        # Nothing is shown after the block.
+        self._thread.join()
+        self.seconds = time.monotonic() - self._began

@@ -166,7 +166,7 @@ def wrong(*arguments):
         (["train", "--config={card}", "--config.method.name=scmm"], "mean 'scm'"),
         (["train", "--config={card}", "--config.method.law=Unifrm()"], "'Uniform'"),
         (["train", "--config={card}", "--config.student.optimizer=adm"], "'adam'"),
-        (["train", "--config={card}x"], "Did you mean 'student.py'"),
+        (["train", "--config={card}x"], "student.py'"),
         (["train", "--config={card}"], "starts from a teacher: pass --teacher=FOLDER"),
         (["train", "--config={card}", "--teacher={folder}/none"], "none holds no run"),
         (["sample", "--run={folder}/none"], "none holds no run"),
@@ -281,3 +281,36 @@ def test_a_record_that_is_none_is_named(card, tmp_path, capsys):
     (tmp_path / "config.json").write_text(f'{{"card": {card}}}')
     assert run("sample", f"--run={tmp_path}") == 2
     assert f"the card in {tmp_path}/config.json" in capsys.readouterr().err
+
+
+def test_samples_are_kept_whatever_the_ending_of_out(place, tmp_path, capsys):
+    one, options = f"--run={place / 'one'}", ["--count=3", "--seed=5"]
+    assert run("sample", one, *options, f"--out={tmp_path / 'x.npy'}") == 0
+    assert f"3 samples in {tmp_path / 'x.npy'}, NFE 1" in capsys.readouterr().out
+    assert np.load(tmp_path / "x.npy").shape == (3, 2)
+    known = json.loads((tmp_path / "x.npy.json").read_text())
+    assert known["label"] == [0, 1, 2]
+    record = known["record"]
+    assert (record["seed"], record["steps"], record["value_range"]) == (5, 1, "none")
+    assert record["run"] == str(place / "one")
+    for out, words in (
+        ("x.png", "asks for pictures, and samples of shape (2,) are none"),
+        ("x.pt", "out must end in .npz, .npy, .png, .jpg"),
+        ("many/", "write arrays: --out=FILE.npz"),
+    ):
+        assert run("sample", one, *options, f"--out={tmp_path}/{out}") == 2
+        assert words in capsys.readouterr().err
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_data_of_another_kind_is_refused(place, capsys):
+    assert run("sample", f"--run={place / 'one'}", f"--data={place}") == 2
+    assert "this student (flow_matching) reads no data" in capsys.readouterr().err
+
+
+def test_hints_after_training_fit_the_method(place, capsys):
+    config = f"--config={place / 'teacher.py'}"
+    assert run("train", config, "--config.cycles=2", f"--out={place / 'one'}") == 0
+    shown = capsys.readouterr().out
+    assert f"sample it: distilljax sample --run={place / 'one'} --steps=16" in shown
+    assert f"distil it: distilljax train --config=CARD --teacher={place}" in shown

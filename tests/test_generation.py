@@ -117,11 +117,13 @@ def test_an_interrupted_call_continues_as_if_unbroken(tmp_path, cut, monkeypatch
     kept = sorted(p.name for p in (tmp_path / "parts").glob("*.npy"))
     assert kept == ["batch_00000000.npy", "batch_00000003.npy"]
 
-    def forbidden(seed, start, count, shape):
-        assert start >= 6, "a finished batch was drawn again"
-        return initial_noise(seed, start, count, shape)
+    drawn = generation._noise
 
-    monkeypatch.setattr(generation, "initial_noise", forbidden)
+    def forbidden(seed, indices, shape):
+        assert indices[0] >= 6, "a finished batch was drawn again"
+        return drawn(seed, indices, shape)
+
+    monkeypatch.setattr(generation, "_noise", forbidden)
     found = generate(noisy, None, **options, resume=tmp_path / "parts")
     np.testing.assert_array_equal(found, whole)
     assert not (tmp_path / "parts").exists()
@@ -394,3 +396,38 @@ def test_samples_that_are_not_finite_are_no_result(tmp_path):
 
     with pytest.raises(FloatingPointError, match="1 of 3 .* the first is sample 1"):
         generate(broken, None, sample_shape=(2,), count=3)
+
+
+def test_batches_stay_until_the_samples_are_saved(tmp_path):
+    options = {"sample_shape": (2,), "count": 4, "batch_size": 2}
+    options["resume"] = parts = tmp_path / "parts"
+
+    def full(x):
+        assert x.shape == (4, 2)
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        generate(noisy, None, **options, save=full)
+    assert len(list(parts.glob("batch_*.npy"))) == 2
+
+    def broken(params, eps, cond, key):
+        raise AssertionError("made again")
+
+    seen = []
+    found = generate(broken, None, **options, save=seen.append)
+    np.testing.assert_array_equal(seen[0], found)
+    assert not parts.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "3", "[1]", b"\xff"])
+def test_a_damaged_meta_is_named_and_lets_the_lock_go(tmp_path, text):
+    options = {"sample_shape": (2,), "count": 2, "resume": tmp_path}
+    write = tmp_path.joinpath("meta.json")
+    write.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="meta.json is damaged .*remove that fold"):
+            generate(noisy, None, **options)
+    write.unlink()
+    (tmp_path / "mine.txt").write_text("of somebody")
+    assert generate(noisy, None, **options).shape == (2, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

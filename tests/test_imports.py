@@ -25,7 +25,7 @@ FLOORS = (
     ("interop",),
     ("specs", "releases", "players"),
     ("generation", "diagnosis", "cards", "overrides", "taught"),
-    ("recipes", "ahead", "api"),
+    ("recipes", "ahead", "api", "hints"),
     ("image_edits", "judge", "looking", "pairs", "quickstart", "starting"),
     ("bench",),
     ("commands", "cli", "__main__"),

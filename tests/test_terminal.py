@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 
@@ -39,3 +40,15 @@ def test_a_closed_stream_is_no_terminal(monkeypatch):
     bar.say("a line")
     bar.note(3, {"a/loss": 1.0})
     bar.close()
+
+
+def test_what_takes_long_is_said_now_and_then():
+    seen = []
+    with terminal.Waiting(seen.append, 0.02) as waiting:
+        time.sleep(0.2)
+    count = len(seen)
+    assert count >= 2
+    assert seen == sorted(seen)
+    assert waiting.seconds >= 0.2
+    time.sleep(0.06)
+    assert len(seen) == count

@@ -48,6 +48,49 @@ def load_npz(
     return path, found
 
 
+def read_fields(
+    path: str | os.PathLike, names: tuple[str, ...], who: str
+) -> dict[str, np.ndarray]:
+    """The fields that samples are made from, of a file that a user named for them.
+
+    Args:
+      path: ``.npz`` with all of the fields, or an ``.npy`` where it is one.
+      names: the fields that are read.
+      who: what reads them, for messages.
+
+    Raises:
+      ValueError: if nothing is read, the file is of another kind, or a field is not in
+        it; says which are.
+    """
+    path, wanted = epath.Path(path), ", ".join(map(repr, names))
+    if not names:
+        raise ValueError(
+            f"{who} reads no data ({path} was given): it starts from noise, and takes "
+            "labels (--labels) if it has classes; leave --data out"
+        )
+    how = f"np.savez(path, {', '.join(f'{name}=...' for name in names)})"
+    if path.suffix == ".npy" and len(names) == 1 and path.is_file():
+        return {names[0]: np.asarray(next(iter(storage.load_arrays(path).values())))}
+    if path.suffix != ".npz" or not path.is_file():
+        what = (
+            "a folder" if path.is_dir() else f"a file {path.suffix or 'of no ending'}"
+        )
+        what = what if path.exists() else "not there"
+        raise ValueError(
+            f"{path} is {what}: {who} reads the field{'s'[: len(names) > 1]} {wanted} "
+            f"of an .npz file, a row for each sample; write it with {how}"
+        )
+    found = load_npz(path, (), "", names)[1]
+    for name in names:
+        if name not in found:
+            has = sorted(storage.load_arrays(path)) or ["nothing"]
+            raise ValueError(
+                f"{path} must hold {wanted}, which {who} reads, a row for each sample; "
+                f"it has {', '.join(has)}; write it with {how}"
+            )
+    return found
+
+
 def _load_folder(path: epath.Path) -> dict[str, np.ndarray]:
     """The arrays of a folder's ``.npy`` files; on local disk they stay there."""
     found = {}

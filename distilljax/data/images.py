@@ -173,6 +173,12 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
       ValueError: on values whose white is not known.
     """
+    pixels = decoded(image, sample_shape)
+    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def decoded(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
+    """`fitted` before its values are scaled: uint8 ``[H, W, C]``."""
     with needed("reading images"):
         from PIL import Image, ImageOps
 
@@ -187,7 +193,7 @@ def fitted(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
     if channels == 4:
         # What lies under full transparency is seen by nobody.
         pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    return pixels
 
 
 def _levels(image: Any) -> Any:

@@ -69,6 +69,7 @@ class ArraySource:
       num_classes: see `Source`.
       name: how reports call it.
       shape: `Source.sample_shape` where there is no ``x0``.
+      images: whether ``x0`` was checked to be images in [-1, 1]; None: not said.
       class_names: see `Source`.
     """
 
@@ -76,6 +77,7 @@ class ArraySource:
     num_classes: int | None = None
     name: str = "arrays"
     shape: tuple[int, ...] | None = None
+    images: bool | None = None
     class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
@@ -299,7 +301,8 @@ def arrays(
             f"x0 must be [N, d] or images [N, H, W, C], got shape {samples.shape}; "
             "give numbers an axis of length 1"
         )
-    if images or (images is None and samples.ndim > 2):
+    checked = samples.ndim > 2 if images is None else images
+    if checked:
         if samples.ndim not in (4, 5):
             raise ValueError(
                 "x0: images must be [N, H, W, C] or videos [N, F, H, W, C], got shape "
@@ -312,7 +315,7 @@ def arrays(
     for key, value in fields.items():
         columns[key] = _column(key, value, len(samples))
     names = None if class_names is None else tuple(map(str, class_names))
-    source = ArraySource(columns, num_classes, name, class_names=names)
+    source = ArraySource(columns, num_classes, name, images=checked, class_names=names)
     names_of(source)
     return source
 

@@ -82,12 +82,28 @@ class Measure:
       needs: of ``reference`` (its features, not its moments alone), ``logits`` and
         ``labels``.
       settings: what else decides the number; goes to `run` and into the protocol.
+      least: the fewest samples and reference images.
     """
 
     run: Callable[[Measured, Mapping[str, Any]], Found]
     line: str
     needs: frozenset[str] = frozenset()
     settings: Callable[[Measured], Mapping[str, Any]] = lambda m: {}
+    least: tuple[int, int] = (2, 2)
+
+    def lacks(self, measured: Measured) -> str:
+        """What there is too little of, and how to get more; "" if there is enough."""
+        counts = [len(measured.x)]
+        if "reference" in self.needs:
+            counts.append(len(measured.y))
+        if all(n >= least for n, least in zip(counts, self.least)):
+            return ""
+        wanted = [f"{self.least[0]} samples (--samples; distilljax sample --count)"]
+        wanted += [f"{self.least[1]} reference images (--reference)"][: len(counts) - 1]
+        return (
+            f"it takes at least {' and '.join(wanted)}, got "
+            f"{' and '.join(map(str, counts))}"
+        )
 
 
 def _share(value: float, count: int) -> Found:
@@ -163,50 +179,63 @@ MEASURES: dict[str, Measure] = {
         "share of good samples",
         _PAIRS,
         _of(k=_PRECISION_K),
+        (_PRECISION_K + 1, _PRECISION_K + 1),
     ),
     "recall": Measure(
         lambda m, s: _share(m.precision_recall.recall, len(m.y)),
         "share of the data covered",
         _PAIRS,
         _of(k=_PRECISION_K),
+        (_PRECISION_K + 1, _PRECISION_K + 1),
     ),
     "density": Measure(
         lambda m, s: (m.density_coverage.density, math.nan),
         "1 for equal laws",
         _PAIRS,
         _of(k=_DENSITY_K),
+        (1, _DENSITY_K + 1),
     ),
     "coverage": Measure(
         lambda m, s: _share(m.density_coverage.coverage, len(m.y)),
         "share of the data covered",
         _PAIRS,
         _of(k=_DENSITY_K),
+        (1, _DENSITY_K + 1),
     ),
     "inception_score": Measure(
         lambda m, s: statistics.inception_score(m.samples.logits, **s),
         "higher is better",
         frozenset({"logits"}),
         lambda m: {"splits": min(10, len(m.x))},
+        least=(1, 0),
     ),
     "vendi": Measure(
         lambda m, s: (statistics.vendi_score(m.x, **s), math.nan),
         "effective number of different samples",
         settings=_of(q=1.0),
+        least=(1, 0),
     ),
     "memorised": Measure(
         lambda m, s: _share(m.memorisation.share, len(m.x)),
         "share of near copies of the reference",
         _PAIRS,
+        least=(1, 4),
     ),
     "accuracy": Measure(
-        _accuracy, "samples that show their label", frozenset({"labels", "logits"})
+        _accuracy,
+        "samples that show their label",
+        frozenset({"labels", "logits"}),
+        least=(1, 0),
     ),
 }
 DEFAULT = ("frechet", "kid", "precision", "recall", "density", "coverage")
 _MISSING = {
-    "reference": "the reference's samples: pass them instead of its statistics",
-    "logits": "a classifier: use features digits or inception",
-    "labels": "labels in the file of samples",
+    "reference": "the reference's samples: pass them instead of its statistics "
+    "(--reference)",
+    "logits": "a classifier: use features digits or inception (--features=digits, "
+    "--features=inception:PATH)",
+    "labels": "labels in the file of samples (--samples: field label, or class "
+    "folders of pictures)",
 }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import pathlib
-import time
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,9 +24,18 @@ from distilljax.evaluation.measures import MEASURES, Measured, choose
 from distilljax.evaluation.protocol import Measurement, Protocol
 from distilljax.evaluation.samples import Samples, Statistics, save_statistics
 from distilljax.evaluation.statistics import Moments
+from distilljax.terminal import Waiting
 
 # Samples for a feature below which the Frechet distance is called biased.
 _ROWS_PER_FEATURE = 10
+# Values of a sample beyond which it is measured by features and not by its pixels.
+_WIDE = 1000
+# Seconds between the lines of a metric that takes long.
+_SECONDS = 10.0
+_OTHERS = (
+    "look at the spread of the features, or take others (--features), or other "
+    "metrics (--metrics)"
+)
 
 
 def evaluate(
@@ -75,6 +85,14 @@ def evaluate(
     own = extractor.extract(samples.rows, prepare=samples.prepare, **options)
     has |= {"logits"} if own.logits is not None else set()
     names = choose(metrics, frozenset(has))
+    width = own.features.shape[1]
+    if metrics is None and extractor.name == "pixels" and width > _WIDE:
+        names = tuple(name for name in names if name != "frechet")
+        say(
+            f"frechet is left out: of {width} pixels it takes minutes and says little; "
+            "--features=random_convolutions or inception:PATH has it, and "
+            "--metrics=frechet,kid computes it all the same"
+        )
     if known:
         say(f"features {extractor.name} of {len(reference)} reference images")
         real = extractor(reference.rows, prepare=reference.prepare, **options)
@@ -96,13 +114,13 @@ def evaluate(
         )
     out = {}
     for name in names:
-        began = time.monotonic()
         settings = MEASURES[name].settings(measured)
-        value, error, why = _run(name, measured, settings)
+        with Waiting(functools.partial(_still, say, name), _SECONDS) as waiting:
+            value, error, why = _run(name, measured, settings)
         if why:
             say(f"warning: {name} cannot be computed: {why}")
         else:
-            say(f"{name}: {time.monotonic() - began:.1f} s")
+            say(f"{name}: {waiting.seconds:.1f} s")
         protocol = Protocol(
             statistic=name,
             features=extractor.name,
@@ -129,27 +147,76 @@ def evaluate(
     return out
 
 
+def usual_features(
+    samples: Samples,
+    reference: Samples | Statistics,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """The features of samples where nobody says which, as `features.extractor` reads.
+
+    They are those that given statistics were made with; the pixels of small samples;
+    and random convolutions of images of more than 1000 values, of which the Frechet
+    distance of pixels takes minutes and compares brightness.
+
+    Args:
+      samples: what is measured.
+      reference: what with.
+      say: gets a line where it is not the pixels.
+
+    Raises:
+      ValueError: on statistics of features that need a file, or that are not recorded.
+    """
+    if isinstance(reference, Statistics):
+        name = reference.protocol.get("features", "")
+        seeded = re.fullmatch(r"random_convolutions\(seed=(\d+)\)", name)
+        if seeded:
+            return f"random_convolutions:{seeded[1]}"
+        if name in ("digits", "pixels"):
+            return name
+        raise ValueError(
+            f"{reference.source} holds statistics of "
+            f"{f'features {name}' if name else 'features that are not recorded'}; say "
+            "how the samples are measured: --features=inception:PATH for example"
+        )
+    shape = samples.rows.shape[1:]
+    if math.prod(shape) <= _WIDE or len(shape) != 3 or shape[2] not in (1, 3):
+        return "pixels"
+    say(
+        f"features random_convolutions, since samples have {math.prod(shape)} values: "
+        "untrained, they need no file; --features=inception:PATH makes numbers that "
+        "compare with papers, --features=pixels takes the values themselves"
+    )
+    return "random_convolutions"
+
+
 def _run(
     name: str, measured: Measured, settings: Mapping[str, Any]
 ) -> tuple[float, float, str]:
     """A number, its error, and why there is none, which is no matter of the others."""
+    why = MEASURES[name].lacks(measured)
+    if why:
+        return math.nan, math.nan, why
     try:
         value, error = MEASURES[name].run(measured, settings)
-    except np.linalg.LinAlgError as broken:
-        return math.nan, math.nan, f"{broken}; look at the spread of the features"
-    except ValueError as refused:
-        return math.nan, math.nan, str(refused)
-    if not math.isfinite(value):
-        why = f"it came out as {value}; look at the spread of the features"
+    except (np.linalg.LinAlgError, ValueError) as refused:
+        # Enough rows, and finite ones: what is left is how the features spread.
+        why = f"{str(refused).rstrip('.')}; {_OTHERS}"
         return math.nan, math.nan, why
+    if not math.isfinite(value):
+        return math.nan, math.nan, f"it came out as {value}; {_OTHERS}"
     return value, error, ""
+
+
+def _still(say: Callable[[str], None], name: str, seconds: float) -> None:
+    say(f"{name} ... {seconds:.0f} s")
 
 
 def _check_alike(samples: Samples, reference: Samples) -> None:
     if samples.rows.shape[1:] != reference.rows.shape[1:]:
         raise ValueError(
             f"samples and reference must have one shape, got {samples.rows.shape[1:]} "
-            f"in {samples.source} and {reference.rows.shape[1:]} in {reference.source}"
+            f"in {samples.source} and {reference.rows.shape[1:]} in {reference.source};"
+            " pass a --reference of the samples' size, channels included"
         )
     a, b = samples.value_range == "none", reference.value_range == "none"
     if a != b or samples.rounding != reference.rounding:
@@ -184,7 +251,7 @@ def _check_recorded(
             raise ValueError(
                 f"{reference.source} was made with {name} {reference.protocol[name]} "
                 f"({reference.protocol['features']}), the samples have {value} "
-                f"({extractor.name}); measure both in one way"
+                f"({extractor.name}); measure both in one way (--features, --rounding)"
             )
 
 
@@ -196,7 +263,7 @@ def _recorded(
     if width != expected:
         raise ValueError(
             f"{reference.source} has statistics of {expected} features, {name} makes "
-            f"{width}; use the extractor they were made with"
+            f"{width}; use the extractor they were made with (--features)"
         )
     if reference.protocol:
         return reference.protocol

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -16,6 +17,8 @@ from distilljax.storage import write_atomic
 
 _MAGENTA = (255, 0, 255)
 _BETWEEN = 64
+# Text in a picture that says where the samples of a grid are.
+_GRID = "distilljax samples"
 
 
 def image_grid(
@@ -83,11 +86,25 @@ def image_grid(
 
 
 def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> epath.Path:
-    """Writes a uint8 image ``[H, W]`` or ``[H, W, 3]`` as PNG, whole or not at all.
+    """Writes a uint8 image ``[H, W]`` or ``[H, W, 3]`` as PNG; see `save_picture`."""
+    return save_picture(path, grid, kind="PNG")
+
+
+def save_picture(
+    path: str | os.PathLike[str],
+    grid: NDArray[np.uint8],
+    *,
+    kind: str | None = None,
+    note: str = "",
+) -> epath.Path:
+    """Writes a uint8 image ``[H, W]`` or ``[H, W, 3]``, whole or not at all.
 
     Args:
       path: the file; its folder is made if it is missing.
       grid: for example what `image_grid` returns.
+      kind: ``PNG`` or ``JPEG``; default by the ending of the path.
+      note: for a grid, the name of the file that holds its samples, so that no reader
+        takes the grid for a sample (`grid_of`).
 
     Returns:
       The path.
@@ -104,8 +121,27 @@ def save_png(path: str | os.PathLike[str], grid: NDArray[np.uint8]) -> epath.Pat
             "grid must be uint8 of shape [H, W] or [H, W, 3], got "
             f"{grid.dtype} {grid.shape}; make it with image_grid(images, columns)."
         )
-    with needed("save_png"):
-        from PIL import Image
-    buffer = io.BytesIO()
-    Image.fromarray(grid).save(buffer, "PNG", optimize=True)
+    with needed("pictures"):
+        from PIL import Image, PngImagePlugin
+    buffer, options = io.BytesIO(), {}
+    if kind is None:
+        kind = "PNG" if epath.Path(path).suffix.lower() == ".png" else "JPEG"
+    if kind == "PNG":
+        options["optimize"] = True
+        if note:
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_itxt(_GRID, note)
+    else:
+        options |= {"quality": 95, "comment": f"{_GRID}: {note}" if note else ""}
+    Image.fromarray(grid).save(buffer, kind, **options)
     return write_atomic(path, buffer.getvalue())
+
+
+def grid_of(image: Any) -> str:
+    """The file with the samples of a grid, of an opened picture; "" if it is none."""
+    comment = image.info.get("comment", b"")
+    if isinstance(comment, bytes):
+        comment = comment.decode(errors="replace")
+    if comment.startswith(f"{_GRID}: "):
+        return comment.removeprefix(f"{_GRID}: ")
+    return str(getattr(image, "text", {}).get(_GRID, ""))

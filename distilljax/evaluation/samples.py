@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from distilljax.errors import unknown
 from distilljax.evaluation.inputs import check_labels
+from distilljax.evaluation.opened import Opened, open_file
 from distilljax.evaluation.statistics import Moments
-from distilljax.storage import load_arrays, write_atomic
+from distilljax.storage import write_atomic
 
 _KEYS = ("x", "x0", "samples", "images", "arr_0")
 _LABEL_KEYS = ("label", "labels", "cond", "arr_1")
@@ -49,6 +50,8 @@ class Samples:
       rounding: ``uint8`` or ``none``.
       source: the file's name, for readers.
       labels: ``[N]`` int32, or None.
+      record: what the file says of itself, as `sample_files.write` writes it; empty
+        for files of other programs.
     """
 
     rows: NDArray
@@ -56,6 +59,7 @@ class Samples:
     rounding: str
     source: str
     labels: NDArray[np.int32] | None = None
+    record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -163,49 +167,52 @@ def parse_range(text: str | None) -> str | None:
     return known[text.strip("[]").replace(" ", "")]
 
 
-def _open(path: epath.Path) -> dict[str, NDArray]:
-    if not path.is_file():
-        raise ValueError(f"no file at {path}")
-    found = load_arrays(path, mend="write samples with np.savez(path, x=images)")
-    return {"x": found[path.stem]} if path.suffix == ".npy" else found
-
-
 def read_samples(
     path: str | os.PathLike,
     *,
     rounding: str = "uint8",
     value_range: str | None = None,
 ) -> Samples:
-    """Samples of a ``.npz`` or ``.npy`` file.
+    """Samples of a file or of a folder of pictures.
 
     Args:
-      path: file with ``x``, ``x0``, ``samples``, ``images`` or ``arr_0``
-        ``[N, H, W, C]``, ``[N, H, W]`` or ``[N, D]``, 8-bit or floating, and
-        optionally labels ``[N]`` under ``label``, ``labels``, ``cond`` or ``arr_1``.
+      path: ``.npz`` or ``.npy`` with ``x``, ``x0``, ``samples``, ``images`` or
+        ``arr_0`` ``[N, H, W, C]``, ``[N, H, W]`` or ``[N, D]``, 8-bit or floating, and
+        optionally labels ``[N]`` under ``label``, ``labels``, ``cond`` or ``arr_1``; or
+        a folder of pictures of one size, class folders being labels; or one picture. A
+        grid that was written beside samples stands for them.
       rounding: ``uint8`` rounds images to the levels of 8 bit, as a saved picture is;
         ``none`` keeps them. Vectors are never rounded.
-      value_range: a key of `RANGES` or ``none``; by default it is detected.
+      value_range: a key of `RANGES` or ``none``; by default what the file says of
+        itself, else it is detected.
 
     Raises:
       ValueError: no such file or key, a wrong shape, NaN, or a doubtful range; says
         what came and what to do.
     """
-    path = epath.Path(path)
-    found = _open(path)
+    return _samples(open_file(epath.Path(path)), rounding, value_range)
+
+
+def _samples(opened: Opened, rounding: str, value_range: str | None) -> Samples:
+    found, record, source = opened
     key = next((name for name in _KEYS if name in found), None)
     if key is None:
         what = "reference statistics" if is_statistics(found) else "no samples"
         raise ValueError(
-            f"{path} holds {what} ({', '.join(sorted(found)) or 'nothing'}): write "
+            f"{source} holds {what} ({', '.join(sorted(found)) or 'nothing'}): write "
             f"samples under one of {', '.join(_KEYS)}"
         )
-    return make_samples(
+    said = record.get("value_range")
+    if value_range is None and (said in RANGES or said == "none"):
+        value_range = said
+    made = make_samples(
         found[key],
         next((found[name] for name in _LABEL_KEYS if name in found), None),
         rounding=rounding,
         value_range=value_range,
-        source=str(path),
+        source=source,
     )
+    return dataclasses.replace(made, record=record)
 
 
 def make_samples(
@@ -281,10 +288,10 @@ def read_reference(
     Raises:
       ValueError: as `read_samples`, or statistics that do not fit each other.
     """
-    path = epath.Path(path)
-    found = _open(path)
+    opened, path = open_file(epath.Path(path)), epath.Path(path)
+    found = opened.arrays
     if not is_statistics(found):
-        return read_samples(path, rounding=rounding, value_range=value_range)
+        return _samples(opened, rounding, value_range)
     mean = found["mean"] if "mean" in found else found["mu"]
     cov = found["cov"] if "cov" in found else found["sigma"]
     if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):

@@ -141,7 +141,12 @@ def ladd(
                 trains=("discriminator",),
             ),
             sampling=Sampling(
-                grid, Consistency(), path, two_time=False, guidance=tell.default
+                grid,
+                Consistency(),
+                path,
+                two_time=False,
+                guidance=tell.default,
+                steps=steps,
             ),
             cite=(LADD,),
         )

@@ -242,6 +242,7 @@ def lcm(
                 path,
                 two_time=False,
                 guidance=tell.default,
+                steps=4,
             ),
             cite=(LCM,),
         )

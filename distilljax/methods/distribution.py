@@ -224,7 +224,11 @@ def dmd2(
             ),
             batch=fields,
             sampling=Sampling(
-                sampling_grid or grid, Consistency(), path, two_time=False
+                sampling_grid or grid,
+                Consistency(),
+                path,
+                two_time=False,
+                steps=max(steps),
             ),
             stages=stages,
             cite=(DMD2,),
@@ -331,7 +335,9 @@ def sid(
                 (fitting,), (Term("fisher", identities),), draws, critic_steps
             ),
             batch=frozenset(),
-            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            sampling=Sampling(
+                grid, Consistency(), path, two_time=False, steps=max(steps)
+            ),
             cite=(SID,) if fake_guidance == 1 else (SID, SID_LSG),
         )
     )
@@ -454,7 +460,9 @@ def gdmd(
                 (fitting,), (Term("rewarded", rewarded),), draws, critic_steps
             ),
             batch=frozenset(),
-            sampling=Sampling(grid, Consistency(), path, two_time=False),
+            sampling=Sampling(
+                grid, Consistency(), path, two_time=False, steps=max(steps)
+            ),
             cite=(GDMD, DMD2),
         )
     )

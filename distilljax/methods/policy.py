@@ -240,6 +240,7 @@ def pi_flow(
                 segments,
                 Deterministic(),
                 view=PolicyView(sampling_substeps, policy, shift, temperature),
+                steps=steps,
             ),
             cite=(PI_FLOW,),
         )

@@ -89,7 +89,9 @@ def denoising(
             name="denoising",
             roles={"student": Role(init="random", needs=needs)},
             phases=(Phase("student", ("student",), (Term("match", match),)),),
-            sampling=Sampling(renoise=Deterministic(), path=path, two_time=False),
+            sampling=Sampling(
+                renoise=Deterministic(), path=path, two_time=False, steps=16
+            ),
             cite=(DENOISING,),
         )
     )
@@ -128,7 +130,9 @@ def flow_matching(
             name="flow_matching",
             roles={"student": Role(init="random", needs=needs)},
             phases=(Phase("student", ("student",), (Term("match", match),)),),
-            sampling=Sampling(renoise=Deterministic(), path=path, two_time=False),
+            sampling=Sampling(
+                renoise=Deterministic(), path=path, two_time=False, steps=16
+            ),
             cite=(FLOW_MATCHING,),
         )
     )

@@ -455,7 +455,9 @@ def tdm(
             roles=twin_roles(guidance=guidance, fake_needs=needs),
             phases=twin_phases(terms, (Term("match", match),), draws, critic_steps),
             batch=frozenset(),
-            sampling=Sampling(grid, Deterministic(), path, two_time=False),
+            sampling=Sampling(
+                grid, Deterministic(), path, two_time=False, steps=max(steps)
+            ),
             cite=(TDM, DMD),
         )
     )

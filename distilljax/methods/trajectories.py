@@ -141,7 +141,9 @@ def progressive(
                 ),
             },
             phases=parts[-1],
-            sampling=Sampling(grid, Deterministic(), path, two_time=False),
+            sampling=Sampling(
+                grid, Deterministic(), path, two_time=False, steps=steps[-1]
+            ),
             stages=tuple(
                 Stage((i + 1) * round_cycles, part) for i, part in enumerate(parts[:-1])
             ),
@@ -219,7 +221,9 @@ def reflow(
             roles=roles,
             phases=(phase,),
             batch=frozenset() if online else frozenset({"x0", "eps"}),
-            sampling=Sampling(renoise=Deterministic(), path=path, two_time=False),
+            sampling=Sampling(
+                renoise=Deterministic(), path=path, two_time=False, steps=4
+            ),
             cite=(REFLOW,),
         )
     )

@@ -35,6 +35,7 @@ from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
 from distilljax.training.digests import fingerprint
 from distilljax.training.state import TrainState, leaves
+from distilljax.training.steady import keep_time
 
 # What a run needs to know of its checkpoint.
 _META = ("checksum", "fingerprint", "frozen", "leaves", "seconds")
@@ -123,6 +124,7 @@ class Checkpoints:
         What is no checkpoint is left alone.
         """
         ocp = _orbax()
+        keep_time()
         self._root = storage.absolute(folder) / "checkpoints"
         self._aside = self._root.parent / "damaged"
         self._copy: Callable[[TrainState], TrainState] | None = None

@@ -25,6 +25,7 @@ _HARMLESS = (
     "checkpoint",
     "max_skipped",
     "data_timeout",
+    "ignore_cond",
 )
 
 

@@ -242,6 +242,8 @@ class TrainConfig:
       max_skipped: non-finite updates of a role in a row after which training stops.
       data_timeout: seconds without a sample after which a source counts as hanging and
         training stops; 0 waits for ever.
+      ignore_cond: whether labels or other conditions of the source may be left unread
+        by every network, which is refused otherwise.
       checkpoint: when to save and what to keep.
       frozen: how the parameters of frozen roles are held.
       roles: settings by role.
@@ -260,6 +262,7 @@ class TrainConfig:
     diagnose_every: int = 0
     max_skipped: int = 20
     data_timeout: float = 600.0
+    ignore_cond: bool = False
     checkpoint: CheckpointConfig = CheckpointConfig()
     frozen: FrozenConfig = FrozenConfig()
     roles: Mapping[str, RoleConfig] = dataclasses.field(default_factory=dict)

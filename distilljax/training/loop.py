@@ -7,10 +7,11 @@ a short cycle stays small.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -150,6 +151,8 @@ class _Run:
         self.record: dict[str, float] = {}
         self.meta: dict[str, Any] = {"version": __version__}
         self.step, self.before = 0, 0.0
+        self.called: set[int] = set()
+        self.skipped, self.owed = 0, False
 
     def open(self, folder, data, card, progress: bool, fresh: bool = False) -> None:
         """Restores the newest whole checkpoint, or creates the state."""
@@ -197,20 +200,24 @@ class _Run:
     def seconds(self) -> float:
         return self.before + time.monotonic() - self.began
 
-    def program(self) -> Cycle:
-        stage = stage_of(self.setup.method, self.step)
+    def cycle(self) -> Mapping[str, jax.Array]:
+        """Dispatches the next cycle; its first call of a stage compiles it."""
+        assert self.bar is not None
+        stage, new = stage_of(self.setup.method, self.step), contextlib.nullcontext()
         if stage not in self.programs:
             phases = self.setup.method.phases_at(self.step)
             self.programs[stage] = build_cycle(self.setup, phases)
-        return self.programs[stage]
+            new = self.bar.compiling(self.step + 1)
+        program = self.programs[stage]
+        with new, self.profile.cycle(self.step + 1, self.state):
+            self.state, metrics = program(self.state, self.frozen, self.batch)
+        return metrics
 
     def loop(self, hooks: Hooks, signals: Signals) -> None:
         """Cycles until the end or a signal."""
         config = self.config
         while self.step < config.cycles:
-            program = self.program()
-            with self.profile.cycle(self.step + 1, self.state):
-                self.state, metrics = program(self.state, self.frozen, self.batch)
+            metrics = self.cycle()
             self.step += 1
             self.profile.after(self.step, self.state)
             if len(self.pending) >= self.meeting.ahead:
@@ -220,8 +227,7 @@ class _Run:
             evaluated = self.call_hooks(hooks, ended)
             self.meeting.after(self.step, signals.came, self.ahead, ended)
             last = ended or self.meeting.signal is not None
-            if self.saves and (last or _due(config.checkpoint.every, self.step)):
-                self.look()
+            if self.saves and self.saving(last):
                 with distributed.patience(f"save after cycle {self.step}"):
                     self.saves.save(
                         self.step,
@@ -237,6 +243,18 @@ class _Run:
                 break
             self.batch = place(self.setup, self.feed.next(self.step))
         self.look()
+
+    def saving(self, last: bool) -> bool:
+        """Whether to save now: never between skipped updates, but soon after them.
+
+        Checkpoints of a run that no longer learns would push out those from before.
+        """
+        self.owed |= _due(self.config.checkpoint.every, self.step)
+        if last or self.owed:
+            self.look()
+        now = last or (self.owed and not self.skipped)
+        self.owed &= not now
+        return now
 
     def farewell(self) -> None:
         """Says so if a signal ends the run."""
@@ -258,6 +276,7 @@ class _Run:
         assert self.bar is not None
         with distributed.patience(f"finish cycle {pending[-1][0]}"):
             skipped = jax.device_get([m["skipped_in_a_row"] for _, m in pending])
+        self.skipped = int(skipped[-1])
         for (step, metrics), rows in zip(pending, skipped, strict=True):
             if rows >= self.config.max_skipped:
                 raise FloatingPointError(
@@ -300,11 +319,11 @@ class _Run:
             # A hook waits for the device anyway, and records keep their order.
             self.look()
         if hooks.diagnose is not None and diagnoses:
-            found = {k: float(v) for k, v in hooks.diagnose(view).items()}
+            found = self.numbers(hooks.diagnose, view)
             named = {f"diagnose/{k}": v for k, v in found.items()}
             self.writers.write(self.step, named)
         if hooks.evaluate is not None and evaluates:
-            found = {k: float(v) for k, v in hooks.evaluate(view).items()}
+            found = self.numbers(hooks.evaluate, view)
             # What is kept as best must not hang on a process's rounding.
             evaluated = distributed.of_first(found)
             best = config.checkpoint.best
@@ -316,10 +335,23 @@ class _Run:
             named = {f"evaluate/{k}": v for k, v in evaluated.items()}
             self.writers.write(self.step, named)
         if hooks.sample is not None and samples:
-            shown = hooks.sample(view)
+            shown = self.hooked(hooks.sample, view)
             if isinstance(shown, Mapping):
                 self.writers.images(self.step, shown)
         return evaluated
+
+    def hooked(self, hook: Callable[[View], Any], view: View) -> Any:
+        """What a hook returns; its first call, which compiles, is in no rate."""
+        assert self.bar is not None
+        began = time.monotonic()
+        found = hook(view)
+        if id(hook) not in self.called:
+            self.called.add(id(hook))
+            self.bar.skip(time.monotonic() - began)
+        return found
+
+    def numbers(self, hook: Callable[[View], Any], view: View) -> dict[str, float]:
+        return {k: float(v) for k, v in self.hooked(hook, view).items()}
 
     def result(self, folder: epath.Path | None) -> TrainResult:
         return TrainResult(

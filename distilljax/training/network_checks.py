@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +26,8 @@ def check_networks(setup: Setup, first: Mapping[str, Any]) -> None:
 
     Raises:
       ValueError: naming role, network and leaf, for a parameter that has no gradient,
-        or a network without forward mode whose role needs a jvp.
+        or a network without forward mode whose role needs a jvp; for conditions that no
+        network reads, unless ``ignore_cond`` says so.
     """
     shapes = parameter_shapes(setup)
     _check_leaves(setup, shapes)
@@ -107,21 +107,40 @@ def _holds(jaxpr: Any, primitive: str) -> bool:
 
 
 def _check_read(setup: Setup, shapes: Mapping[str, Any], cond: Any) -> None:
-    """Warns of conditions that no network looks at: a model without classes."""
-    if not jax.tree.leaves(cond) or "cond" in setup.method.batch:
+    """Refuses conditions that no network looks at: a model without classes."""
+    ignored = setup.config.ignore_cond
+    if not jax.tree.leaves(cond):
+        if ignored:
+            raise ValueError(
+                "ignore_cond says that conditions of the source are ignored, and it "
+                "has none ('cond'); leave it out"
+            )
+        return
+    if "cond" in setup.method.batch:
         return
     for role, network in setup.networks.items():
+        # Of others it is not known what they read.
         if network.apply is None or network.functions or role not in shapes:
             return
         if _reads(setup, network, shapes[role], cond):
+            if ignored:
+                raise ValueError(
+                    f"ignore_cond says that conditions are ignored, and network "
+                    f"{network.name!r} of role {role!r} reads them; leave it out, or "
+                    "build the network without num_classes= and cond_features="
+                )
             return
+    if ignored:
+        return
     names = sorted({network.name for network in setup.networks.values()})
-    warnings.warn(
-        f"the source has labels or other conditions ('cond'), and no network reads "
-        f"them ({', '.join(names)}): the student will be unconditional. Build the "
-        "network with num_classes= (or cond_features=), or leave 'cond' out of the "
-        "source",
-        stacklevel=6,
+    kinds = sorted({f"{x.dtype}{[*x.shape[1:]]}" for x in jax.tree.leaves(cond)})
+    raise ValueError(
+        f"the source has labels or other conditions ('cond', {', '.join(kinds)} a "
+        f"sample), and no network reads them ({', '.join(names)}): the student would "
+        "be unconditional. Build the network with num_classes= for integer labels "
+        "(floats [N] are turned into them by cond.astype('int32')) or cond_features= "
+        "for embeddings, leave 'cond' out of the source, or say ignore_cond=True "
+        "(--config.ignore_cond=True) if that is meant"
     )
 
 

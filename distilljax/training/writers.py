@@ -6,6 +6,7 @@ opened for a run that continues after some cycle drops its records of later cycl
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -14,16 +15,15 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from etils import epath
 
-from distilljax.extras import needed
 from distilljax.storage import Appender
-from distilljax.terminal import is_terminal
+from distilljax.terminal import Waiting, bar, is_terminal
 from distilljax.training import loggers
 
 
@@ -269,27 +269,56 @@ def read_metrics(path: str | os.PathLike) -> dict[str, tuple[list[int], list[flo
 
 
 class Progress:
-    """A bar on a terminal, a line now and then elsewhere; rate and remaining time."""
+    """A bar on a terminal, a line now and then elsewhere; rate and remaining time.
+
+    Rates are of cycles that are finished after the last compilation, by a clock that
+    does not jump.
+    """
 
     def __init__(
         self, name: str, total: int, start: int, show: bool = True, pause: float = 15.0
     ):
         """Starts at cycle ``start`` of ``total``; ``pause`` seconds between lines."""
         self._name, self._total, self._start, self._pause = name, total, start, pause
-        self._bar = None
+        self._bar, self._compiled = None, False
         terminal = is_terminal()
         self._lines = show and not terminal and sys.stderr is not None
         if show and terminal:
-            with needed("the bar of a training"):
-                import tqdm
-
-            self._bar = tqdm.tqdm(
-                total=total, initial=start, desc=name, unit="cycle", dynamic_ncols=True
-            )
+            options = {"desc": name, "unit": "cycle", "dynamic_ncols": True}
+            self._bar = bar(total=total, initial=start, **options)
         self._began = self._last = time.monotonic()
+
+    @contextlib.contextmanager
+    def compiling(self, cycle: int) -> Iterator[None]:
+        """Says that the program of a cycle is being compiled, and for how long."""
+        self.say(f"{self._name}: compiling cycle {cycle} ...")
+        pause = self._pause if self._bar is None else 1.0
+        with Waiting(self._still, max(pause, 0.1)) as waiting:
+            yield
+        if self._bar is not None:
+            self._bar.set_postfix_str("", refresh=False)
+        self.say(f"{self._name}: compiled in {waiting.seconds:.1f} s")
+        self.skip(waiting.seconds)
+        self._compiled = True
+
+    def _still(self, seconds: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"compiling {seconds:.0f} s")
+        else:
+            self.say(f"{self._name}: compiling ... {seconds:.0f} s")
+
+    def skip(self, seconds: float) -> None:
+        """Takes the last seconds out of the rate."""
+        self._began += seconds
+        if self._bar is not None:
+            self._bar.unpause()
 
     def update(self, step: int) -> None:
         """Says that ``step`` cycles are done."""
+        if self._compiled:
+            # The first cycles ended while nothing was counted.
+            self._compiled = False
+            self._start, self._began = step, time.monotonic()
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
@@ -302,12 +331,18 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
         elif self._lines and (now - self._last > self._pause or step == self._total):
             self._last = now
-            rate = (step - self._start) / max(now - self._began, 1e-9)
-            left = (self._total - step) / max(rate, 1e-9)
             self.say(
-                f"{self._name}: cycle {step}/{self._total}, {text}, "
-                f"{rate:.3g} cycles/s, {left:.0f} s left"
+                f"{self._name}: cycle {step}/{self._total}, {text}{self._pace(step)}"
             )
+
+    def _pace(self, step: int) -> str:
+        """Rate and remaining time in words, "" before they are known."""
+        done = 0 if self._compiled else step - self._start
+        seconds = time.monotonic() - self._began
+        if done < 1 or seconds <= 0.0:
+            return ""
+        left = (self._total - step) * seconds / done
+        return f", {done / seconds:.3g} cycles/s, {left:.0f} s left"
 
     def say(self, text: str) -> None:
         """Prints a line that does not tear the bar."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distilljax.data import npz
+from distilljax.data import files, npz
 
 
 def test_a_file_is_what_was_saved(tmp_path):
@@ -37,3 +37,26 @@ def test_what_does_not_fit_is_refused(tmp_path, saved, message):
         np.savez(tmp_path / "a.npz", **saved)
     with pytest.raises(ValueError, match=message):
         npz(tmp_path / "a.npz", sample_shape=(4, 4, 3))
+
+
+def test_the_fields_of_a_student_are_named_where_a_file_is_of_another_kind(tmp_path):
+    names, who = ("cond", "y"), "this student (scm)"
+    np.savez(tmp_path / "a.npz", y=np.ones((2, 3)), more=np.ones(2))
+    np.savez(tmp_path / "b.npz", y=np.ones((2, 3)), cond=np.ones((2, 4)))
+    np.save(tmp_path / "c.npy", np.ones((2, 4)))
+    (tmp_path / "d.png").write_bytes(b"")
+    found = files.read_fields(tmp_path / "b.npz", names, who)
+    assert {name: x.shape for name, x in found.items()} == {"y": (2, 3), "cond": (2, 4)}
+    found = files.read_fields(tmp_path / "c.npy", names[:1], who)
+    assert found["cond"].shape == (2, 4)
+    for name, words in (
+        ("a.npz", "must hold 'cond', 'y', which this student .* it has more, y;"),
+        ("c.npy", "c.npy is a file .npy: this student .* reads the fields 'cond', 'y'"),
+        ("d.png", r"np.savez\(path, cond=..., y=...\)"),
+        ("none.npz", "is not there"),
+        ("", "is a folder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            files.read_fields(tmp_path / name, names, who)
+    with pytest.raises(ValueError, match="reads no data .* leave --data out"):
+        files.read_fields(tmp_path / "b.npz", (), who)

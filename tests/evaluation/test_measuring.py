@@ -9,6 +9,7 @@ import pytest
 from distilljax import cli, evaluation
 from distilljax.evaluation import features, measuring
 from distilljax.evaluation.measures import DEFAULT, MEASURES, Measured, choose
+from distilljax.evaluation.sample_files import target, write
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +167,72 @@ def test_statistics_of_other_features_are_refused(place, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_wide_samples_are_measured_by_features_and_not_by_pixels(tmp_path, capsys):
+    """The jackknife of as many pixels takes minutes."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        x = rng.uniform(-1, 1, (16, 20, 20, 3)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", x=x)
+    out, files = tmp_path / "out.json", {"samples": "a.npz", "reference": "b.npz"}
+    assert run(tmp_path, f"--out={out}", **files) == 0
+    error = capsys.readouterr().err
+    assert "features random_convolutions, since samples have 1200 values" in error
+    found = measuring.read_report(out)
+    assert tuple(found) == DEFAULT
+    assert found["kid"].protocol.features == "random_convolutions(seed=0)"
+    assert run(tmp_path, "--features=pixels", f"--out={out}", **files) == 0
+    assert "frechet is left out: of 1200 pixels" in capsys.readouterr().err
+    assert tuple(measuring.read_report(out)) == DEFAULT[1:]
+
+
+def test_features_are_those_of_given_statistics(place, capsys):
+    kept = f"--save-statistics={place / 'kept.npz'}"
+    for name, text in (
+        ("digits", "digits"),
+        ("random_convolutions(seed=3)", "random_convolutions:3"),
+    ):
+        assert run(place, f"--features={text}", "--metrics=frechet", kept) == 0
+        assert run(place, reference="kept.npz") == 0
+        assert f"features {name} of 300 samples" in capsys.readouterr().err
+    np.savez(place / "other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    assert run(place, reference="other.npz") == 2
+    assert "not recorded; say how" in capsys.readouterr().err
+
+
+def test_own_files_say_their_range_and_what_they_are(place, tmp_path, capsys):
+    dark = np.random.default_rng(0).uniform(0.0, 0.5, (40, 8, 8, 1))
+    record = {"value_range": "[-1, 1]", "seed": 3}
+    write(target(tmp_path / "dark.png", dark.shape[1:]), dark, None, record)
+    out = tmp_path / "out.json"
+    samples = tmp_path / "dark.png"
+    assert run(place, f"--out={out}", "--metrics=kid", samples=samples) == 0
+    assert "the samples of the picture" in capsys.readouterr().err
+    report = json.loads(out.read_text())
+    assert report["record"] == record
+    assert report["measurements"]["kid"]["protocol"]["value_range"] == "[-1, 1]"
+
+
+def test_a_metric_that_fails_names_the_option_that_mends_it(place, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "few.npz", x=rng.uniform(-1, 1, (1, 8, 8, 1)))
+    np.savez(tmp_path / "flat.npz", x=np.full((40, 8, 8, 1), -1.0))
+    out = tmp_path / "out.json"
+    few = {"samples": tmp_path / "few.npz", "reference": "real.npz"}
+    assert run(place, f"--out={out}", "--metrics=all", **few) == 0
+    found = measuring.read_report(out)
+    for name, least in (("frechet", 2), ("kid", 2), ("precision", 4), ("recall", 4)):
+        assert f"at least {least} samples (--samples;" in found[name].failed
+        assert "got 1" in found[name].failed
+    for name in ("density", "coverage", "vendi", "memorised"):
+        assert not found[name].failed
+    few = {"samples": "noisy.npz", "reference": tmp_path / "few.npz"}
+    assert run(place, "--metrics=memorised", **few) == 2
+    assert "4 reference images (--reference), got 300 and 1" in capsys.readouterr().err
+    flat = {"samples": "noisy.npz", "reference": tmp_path / "flat.npz"}
+    assert run(place, "--metrics=mmd", "--range=-1,1", **flat) == 2
+    assert "(--features)" in capsys.readouterr().err
+
+
 def test_what_can_be_refused_is_refused_before_the_work(place):
     def apply(params, x):
         raise AssertionError("features were computed")
@@ -214,13 +281,13 @@ def test_one_metric_that_cannot_be_computed_leaves_the_others(tmp_path, capsys):
     assert run(tmp_path, f"--out={out}", metrics, **files) == 0
     shown = capsys.readouterr()
     assert "precision                      -" in shown.out
-    assert "samples must have at least 4 rows" in shown.out
+    assert "it takes at least 4 samples (--samples" in shown.out
     assert "warning: precision cannot be computed" in shown.err
     found = measuring.read_report(out)
     assert np.isfinite(found["frechet"].value)
     assert np.isnan(found["precision"].value)
-    assert "4 rows" in found["precision"].failed
-    with pytest.raises(ValueError, match="no number to compare: samples must have"):
+    assert "at least 4 samples" in found["precision"].failed
+    with pytest.raises(ValueError, match="no number to compare: it takes at least"):
         evaluation.ratio(found["precision"], found["precision"])
     assert run(tmp_path, f"--against={out}", metrics, **files) == 0
     assert "precision is" not in capsys.readouterr().out

@@ -335,3 +335,27 @@ def test_ctrl_c_without_a_folder_ends_at_once():
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == []
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    """Days forth and back at every look, while checkpoints are saved and removed."""
+    whole = trained(None)
+    now = time.time
+
+    def jumping(calls=iter(range(10**9))):
+        return now() + (-1) ** next(calls) * 86400.0 * 5
+
+    config = {"checkpoint": {"every": 1, "keep": 2}}
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", jumping)
+        first = trained(tmp_path, hooks=Hooks(), **config)
+        assert equal(first.state, whole.state)
+        assert kept(tmp_path) == [5, 6]
+        # The newest is the one of the most cycles, whatever its date.
+        for step, date in ((5, 4 * 10**9), (6, 1)):
+            for path in (tmp_path / "checkpoints" / str(step)).rglob("*"):
+                os.utime(path, (date, date))
+            os.utime(tmp_path / "checkpoints" / str(step), (date, date))
+        again = trained(tmp_path, **config)
+    assert equal(again.state, whole.state)
+    assert all(0.0 <= found.seconds < 3600.0 for found in (first, again))

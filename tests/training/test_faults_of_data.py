@@ -139,6 +139,33 @@ def test_batches_that_are_not_finite_end_the_run_and_a_mended_source_continues(
     assert equal(again.state, trained(None, small.Stream(), **config).state)
 
 
+class Once(small.Stream):
+    """One batch that is not finite."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def __next__(self):
+        batch = super().__next__()
+        factor = np.float32(np.nan if self.index == self.at else 1.0)
+        return {"x0": factor * batch["x0"]}
+
+
+def test_no_checkpoint_of_skipped_updates_pushes_out_a_sound_one(tmp_path):
+    """It is saved as soon as updates are taken again."""
+    config = {"cycles": 9, "max_skipped": 4, "checkpoint": {"every": 1, "keep": 2}}
+    with pytest.raises(FloatingPointError, match="cycle 7: 4 updates in a row"):
+        trained(tmp_path / "a", Bad(3), **config)
+    assert kept(tmp_path / "a") == [2, 3]
+    config["checkpoint"] = {"every": 3, "keep": 9}
+    trained(tmp_path / "b", Once(3), **config)
+    assert kept(tmp_path / "b") == [4, 6, 9]
+    # The last one is saved as it is.
+    trained(tmp_path / "c", Once(9), **config)
+    assert kept(tmp_path / "c") == [3, 6, 9]
+
+
 def test_a_teacher_that_is_not_finite_is_refused(tmp_path):
     broken = jax.tree.map(jnp.copy, TEACHER)
     broken["mid"]["w"] = broken["mid"]["w"].at[0, 0].set(jnp.nan)

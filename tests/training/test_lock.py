@@ -7,6 +7,7 @@ import sys
 import pytest
 from etils import epath
 
+from distilljax.training import lock
 from distilljax.training.lock import Lock
 
 HOLD = """
@@ -46,15 +47,35 @@ def test_a_killed_holder_is_replaced_with_a_word(tmp_path, text):
         with pytest.raises(ValueError, match=re.escape(named)):
             Lock(epath.Path(tmp_path))
         holder.kill()
-    lock = Lock(epath.Path(tmp_path))
-    assert named in lock.note
-    assert "killed" in lock.note
-    lock.close()
+    taken = Lock(epath.Path(tmp_path))
+    assert named in taken.note
+    assert "killed" in taken.note
+    taken.close()
 
 
 def test_a_bucket_has_no_lock(bucket):
     locks = [Lock(epath.Path(f"{bucket}/run")) for _ in range(2)]
-    assert [lock.note for lock in locks] == ["", ""]
-    for lock in locks:
-        lock.close()
+    assert [one.note for one in locks] == ["", ""]
+    for one in locks:
+        one.close()
     assert not (epath.Path(bucket) / "run" / ".lock").exists()
+
+
+def test_a_lock_that_was_removed_meanwhile_is_taken_again(tmp_path, monkeypatch):
+    """Between opening the file and locking it, its holder removes the folder."""
+    folder = epath.Path(tmp_path / "parts")
+    first, opened = Lock(folder), lock._open
+
+    def late(path):
+        file = opened(path)
+        first.remove()
+        monkeypatch.undo()
+        return file
+
+    monkeypatch.setattr(lock, "_open", late)
+    second = Lock(folder)
+    with pytest.raises(ValueError, match="in use"):
+        Lock(folder)
+    (folder / "mine.txt").write_text("of somebody")
+    second.remove()
+    assert [path.name for path in folder.iterdir()] == ["mine.txt"]

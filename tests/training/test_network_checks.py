@@ -1,7 +1,6 @@
 """What a run refuses of networks before the first cycle."""
 
 import dataclasses
-import warnings
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +18,17 @@ CONFIG = {"cycles": 1, "batch_size": 32}
 KIND = {"path": paths.linear(), "prediction": "velocity"}
 
 
-def trained(network, method=None, labels=0, params=None):
+def trained(network, method=None, labels=0, params=None, **config):
     method = small.regression() if method is None else method
     stream = small.Stream(labels=labels)
-    return train(method, {"backbone": network}, params, stream, CONFIG, progress=False)
+    return train(
+        method,
+        {"backbone": network},
+        params,
+        stream,
+        {**CONFIG, **config},
+        progress=False,
+    )
 
 
 def linear(params, x, t, cond=None, s=None, *, taps=False, rng=None):
@@ -83,10 +89,14 @@ def test_a_network_without_forward_mode_is_named_with_the_way_out(inside):
         assert trained(bare, other, params=params).step == 1
 
 
-def test_labels_that_no_network_reads_are_said():
-    with pytest.warns(UserWarning, match="no network reads them.*num_classes="):
-        trained(Network("n", linear, weights, **KIND), labels=3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        trained(Network("n", linear, weights, **KIND))
-        trained(toy.mlp((2,), num_classes=3), labels=3)
+def test_labels_that_no_network_reads_are_refused_unless_that_is_meant():
+    plain = Network("n", linear, weights, **KIND)
+    words = r"int32\[\].*no network reads them \(n\).*num_classes=.*ignore_cond=True"
+    with pytest.raises(ValueError, match=words):
+        trained(plain, labels=3)
+    assert trained(plain, labels=3, ignore_cond=True).step == 1
+    with pytest.raises(ValueError, match="ignore_cond .* it has none"):
+        trained(plain, ignore_cond=True)
+    reads = toy.mlp((2,), num_classes=3)
+    with pytest.raises(ValueError, match="ignore_cond .*role 'student' reads them"):
+        trained(reads, labels=3, ignore_cond=True)

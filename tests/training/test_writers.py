@@ -1,12 +1,13 @@
 import csv
 import json
 import math
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from distilljax.training import read_metrics
+from distilljax.training import read_metrics, writers
 from distilljax.training.writers import Csv, JsonLines, Progress, open_writers
 
 
@@ -131,3 +132,72 @@ def test_damaged_records_are_left_out_with_a_warning(tmp_path, name, old, new, s
         assert read_metrics(path)["loss"][0] == [*steps, 4]
     else:
         assert [int(row["step"]) for row in table(path)] == [*steps, 4]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets, for rates."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_rates_and_remaining_time_leave_compilations_out(clock, capsys):
+    progress = Progress("run", 10, 0, pause=0.0)
+
+    def cycle(step, seconds):
+        clock[0] += seconds
+        progress.note(step, {"a/loss": 1.0})
+        progress.update(step)
+        return capsys.readouterr().err
+
+    with progress.compiling(1):
+        clock[0] += 60.0
+    shown = capsys.readouterr().err
+    assert "run: compiling cycle 1 ...\n" in shown
+    assert shown.endswith("run: compiled in 60.0 s\n")
+    # The first ends while nothing is counted.
+    assert cycle(1, 5.0) == "run: cycle 1/10, a/loss 1\n"
+    cycle(2, 2.0)
+    assert cycle(3, 2.0) == "run: cycle 3/10, a/loss 1, 0.5 cycles/s, 14 s left\n"
+    # A hook that compiles, and another stage.
+    clock[0] += 30.0
+    progress.skip(30.0)
+    assert cycle(4, 2.0) == "run: cycle 4/10, a/loss 1, 0.5 cycles/s, 12 s left\n"
+    with progress.compiling(5):
+        clock[0] += 60.0
+    capsys.readouterr()
+    assert cycle(5, 2.0) == "run: cycle 5/10, a/loss 1\n"
+    assert cycle(6, 4.0) == "run: cycle 6/10, a/loss 1, 0.25 cycles/s, 16 s left\n"
+
+
+def test_a_bar_takes_compilations_out_too(clock, monkeypatch, capsys):
+    monkeypatch.setattr(writers, "is_terminal", lambda: True)
+    progress = Progress("run", 10, 0)
+    with progress.compiling(1):
+        clock[0] += 60.0
+    progress.update(1)
+    clock[0] += 8.0
+    progress.update(5)
+    assert progress._bar.format_dict["elapsed"] == pytest.approx(8.0)
+    progress.close()
+    assert "compiled in 60.0 s" in capsys.readouterr().err
+
+
+def test_a_long_compilation_says_so(capsys):
+    progress = Progress("run", 10, 0, pause=0.1)
+    with progress.compiling(1):
+        time.sleep(0.35)
+    assert "run: compiling ... 0 s" in capsys.readouterr().err
+
+
+def test_a_wall_clock_that_jumps_changes_no_rate(monkeypatch, capsys):
+    """A bar of tqdm's goes by the wall clock otherwise."""
+    wall = iter(range(10**9, 0, -(10**6)))
+    monkeypatch.setattr(time, "time", lambda: float(next(wall)))
+    monkeypatch.setattr(writers, "is_terminal", lambda: True)
+    progress = Progress("run", 10, 0)
+    progress.update(5)
+    assert 0.0 <= progress._bar.format_dict["elapsed"] < 60.0
+    progress.close()
+    assert "-" not in capsys.readouterr().err.replace("\u2588", "")

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
+from distilljax import terminal
 from distilljax.evaluation.statistics.pairs import row_mesh
-from distilljax.extras import needed
 
 
 class Extracted(NamedTuple):
@@ -101,10 +101,8 @@ class FeatureExtractor:
             run = functools.partial(_run, _jitted(self.apply), line)
         starts: Any = range(0, len(array), size)
         if progress:
-            with needed("the bar of an extraction"):
-                from tqdm import tqdm
-
-            starts = tqdm(starts, desc=self.name, unit="batch", file=sys.stderr)
+            options = {"desc": self.name, "unit": "batch", "file": sys.stderr}
+            starts = terminal.bar(starts, **options)
         for start in starts:
             rows = array[start : start + size]
             rows = np.asarray(rows if prepare is None else prepare(rows), np.float32)
