@@ -26,6 +26,7 @@ from distilljax.labels import named, names_of, numbered
 from distilljax.method import Method
 from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
+from distilljax.training.export import load_params as load_params
 from distilljax.training.export import save_params
 from distilljax.training.loop import Hooks, TrainResult, View, train
 from distilljax.training.newest import settings_of, trained_params

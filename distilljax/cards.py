@@ -458,9 +458,10 @@ def locate(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
         name, found, variant = text.partition(":")
         path = shipped().get(name, pathlib.Path(name))
     if not path.is_file():
-        own = [str(p) for p in path.parent.glob("*.py") if p.stem != "__init__"]
+        # In the same folder the names alone: a long path would make all of them near.
+        own = [p.name for p in path.parent.glob("*.py") if p.stem != "__init__"]
         name = path.with_suffix("").as_posix().rpartition("configs/")[2]
-        near = difflib.get_close_matches(str(path), own, 3, 0.8)
+        near = difflib.get_close_matches(path.name, own, 3, 0.6)
         near = near or difflib.get_close_matches(name, shipped(), 3, 0.6)
         hint = f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ValueError(

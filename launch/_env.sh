@@ -147,7 +147,7 @@ print(digest.hexdigest())
 
 install_project() {
   local extra="$1" stamp="$2" target start=$SECONDS
-  target="$ROOT[train${extra:+,$extra}]"
+  target="${ROOT}[train${extra:+,$extra}]"
   [ -z "$UNTESTED" ] || say "$UNTESTED"
   say "installing distilljax${extra:+ with the extra $extra} (1 to 5 minutes, 1.2 GB)"
   : >"$VENV/.installing"

@@ -166,7 +166,7 @@ def wrong(*arguments):
         (["train", "--config={card}", "--config.method.name=scmm"], "mean 'scm'"),
         (["train", "--config={card}", "--config.method.law=Unifrm()"], "'Uniform'"),
         (["train", "--config={card}", "--config.student.optimizer=adm"], "'adam'"),
-        (["train", "--config={card}x"], "student.py'"),
+        (["train", "--config={card}x"], "Did you mean 'student.py'"),
         (["train", "--config={card}"], "starts from a teacher: pass --teacher=FOLDER"),
         (["train", "--config={card}", "--teacher={folder}/none"], "none holds no run"),
         (["sample", "--run={folder}/none"], "none holds no run"),
