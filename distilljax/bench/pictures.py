@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -258,16 +258,49 @@ def _saved(folder: epath.Path, name: str) -> dict[str, np.ndarray] | None:
     return storage.load_arrays(path) if path.is_file() else None
 
 
-def _blocks(
-    rows: list[Mapping[str, Any]], style: Mapping[str, tuple[str, str]]
-) -> list[tuple[str, str, list[str]]]:
-    """Name, colour and the files of what is shown, in the order of the run."""
+def _panels(
+    folder: epath.Path,
+    results: Mapping[str, Any],
+    rows: list[Mapping[str, Any]],
+    truth: str,
+    tall: float,
+    draw: Callable[[Any, np.ndarray, str], None],
+) -> tuple[Any, np.ndarray]:
+    """The truth once, then the start and every method of the run; two blocks a line.
+
+    Args:
+      folder: of the bench.
+      results: of the bench.
+      rows: methods that have finished.
+      truth: name of the exact samples.
+      tall: inches of a line.
+      draw: draws samples of one colour on an axis.
+
+    Returns:
+      The figure, and its axes, a row a block.
+    """
     names = ["pretrained", *(row["name"] for row in rows)][:_LIMIT]
-    shade = {name: colour for name, (colour, _) in style.items()}
-    return [
-        (name, shade.get(name, MUTED), [f"{name}_nfe{k}" for k in STEPS])
-        for name in names
-    ]
+    style = styles(results)
+    blocks = [(truth, TEACHER, [("floor", "")])]
+    for name in names:
+        files = [(f"{name}_nfe{k}", f"NFE {k}") for k in STEPS]
+        blocks.append((name, style.get(name, (MUTED, ""))[0], files))
+    lines, wide = -(-len(blocks) // 2), 2 * len(STEPS)
+    figure, axes = _axes(lines, wide, (_PANEL * wide, tall * lines))
+    places = axes.reshape(-1, len(STEPS))
+    for place in places.flat:
+        place.set_axis_off()
+    for (name, colour, files), line in zip(blocks, places, strict=False):
+        for (file, nfe), axis in zip(files, line, strict=False):
+            found = _saved(folder, file)
+            if found is None:
+                continue
+            axis.set_axis_on()
+            draw(axis, found["x"], colour)
+            if nfe:
+                axis.set_xlabel(nfe, fontsize=_NAME, color=MUTED)
+        line[0].set_title(name, fontsize=_TEXT, weight="bold", color=colour, loc="left")
+    return figure, places
 
 
 def _samples(
@@ -276,34 +309,22 @@ def _samples(
     """The truth once, then the start and every method; two blocks a line."""
     from matplotlib.patches import Circle
 
-    blocks = _blocks(rows, styles(results))
-    blocks.insert(0, ("exact", TEACHER, ["floor"]))
-    lines, wide = -(-len(blocks) // 2), 2 * len(STEPS)
-    figure, axes = _axes(lines, wide, (_PANEL * wide, (_PANEL + 0.4) * lines))
     means = np.asarray(results["settings"]["means"])
     stds = np.asarray(results["settings"]["stds"])
     reach = 4.0 * stds.max()
     low, high = means.min(0) - reach, means.max(0) + reach
-    places = axes.reshape(-1, len(STEPS))
-    for place in places.flat:
-        place.set_axis_off()
-    for (name, colour, files), line in zip(blocks, places, strict=False):
-        for file, nfe, axis in zip(files, STEPS, line, strict=False):
-            found = _saved(folder, file)
-            if found is None:
-                continue
-            axis.set_axis_on()
-            axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_color(FAINT)
-            for mean, std in zip(means, stds, strict=True):
-                axis.add_patch(Circle(mean, 2.0 * std, fill=False, ec=MUTED, lw=0.8))
-            x = found["x"][:_POINTS]
-            axis.plot(x[:, 0], x[:, 1], "o", color=colour, ms=1.6, mec="none")
-            if name != "exact":
-                axis.set_xlabel(f"NFE {nfe}", fontsize=_NAME, color=MUTED)
-        line[0].set_title(name, fontsize=_TEXT, weight="bold", color=colour, loc="left")
+
+    def points(axis: Any, x: np.ndarray, colour: str) -> None:
+        axis.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set_color(FAINT)
+        for mean, std in zip(means, stds, strict=True):
+            axis.add_patch(Circle(mean, 2.0 * std, fill=False, ec=MUTED, lw=0.8))
+        x = x[:_POINTS]
+        axis.plot(x[:, 0], x[:, 1], "o", color=colour, ms=1.6, mec="none")
+
+    figure, places = _panels(folder, results, rows, "exact", _PANEL + 0.4, points)
     places[0][1].text(
         *(0.0, 0.5, "circles: two standard\ndeviations of each mode\nof the truth"),
         **{"fontsize": _NAME, "color": MUTED, "va": "center"},
@@ -324,29 +345,16 @@ def _grids(
     chosen = np.concatenate([np.flatnonzero(labels == c)[:_TILES] for c in classes])
     if len(chosen) != _TILES * len(classes):
         return None
-    blocks = _blocks(rows, styles(results))
-    blocks.insert(0, (results["floor_name"], TEACHER, ["floor"]))
-    lines, wide = -(-len(blocks) // 2), 2 * len(STEPS)
-    tall = _PANEL * len(classes) / _TILES
-    figure, axes = _axes(lines, wide, (_PANEL * wide, (tall + 0.6) * lines))
-    places = axes.reshape(-1, len(STEPS))
-    for place in places.flat:
-        place.set_axis_off()
-    for (name, colour, files), line in zip(blocks, places, strict=False):
-        for file, nfe, axis in zip(files, STEPS, line, strict=False):
-            found = _saved(folder, file)
-            if found is None:
-                continue
-            axis.set_axis_on()
-            grid = image_grid(found["x"][chosen], _TILES, 4)
-            axis.imshow(grid, interpolation="nearest")
-            step = grid.shape[0] / len(classes)
-            axis.set_yticks(step * (np.arange(len(classes)) + 0.5), classes)
-            axis.set_xticks([])
-            axis.tick_params(colors=MUTED, labelsize=_NAME, length=0)
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            if file != "floor":
-                axis.set_xlabel(f"NFE {nfe}", fontsize=_NAME, color=MUTED)
-        line[0].set_title(name, fontsize=_TEXT, weight="bold", color=colour, loc="left")
-    return _png(figure)
+
+    def tiles(axis: Any, x: np.ndarray, colour: str) -> None:
+        grid = image_grid(x[chosen], _TILES, 4)
+        axis.imshow(grid, interpolation="nearest")
+        step = grid.shape[0] / len(classes)
+        axis.set_yticks(step * (np.arange(len(classes)) + 0.5), classes)
+        axis.set_xticks([])
+        axis.tick_params(colors=MUTED, labelsize=_NAME, length=0)
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+
+    tall = _PANEL * len(classes) / _TILES + 0.6
+    return _png(_panels(folder, results, rows, results["floor_name"], tall, tiles)[0])
