@@ -20,8 +20,6 @@ from benchmarks.measure import Result, Scale
 from distilljax import methods
 from distilljax.method import batches
 from distilljax.training import build_cycle
-from distilljax.training.config import TrainConfig
-from distilljax.training.roles import make_setup
 from distilljax.training.state import (
     frozen_roles,
     parameter_shapes,
@@ -38,9 +36,8 @@ def seconds(name: str) -> float:
     """Processor seconds in which a method's cycle is traced, lowered and compiled."""
     from tests.methods import cases
 
-    built, nets = cases.method(name), cases.networks()
-    config = TrainConfig.of({"cycles": 10, "batch_size": BATCH})
-    setup = make_setup(built, nets, config, cases.SHAPE)
+    built = cases.method(name)
+    setup = cases.joined(cases.networks(), built, batch_size=BATCH)
     shapes = parameter_shapes(setup)
     frozen = {role: shapes[role] for role in frozen_roles(setup)}
     lead = (batches(built.phases), 1, BATCH)

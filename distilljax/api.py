@@ -312,8 +312,8 @@ def load(
     else:
         found = _expanded(record["card"], path)
         method, built, source = found.method, found.networks, found.source
-        settings, role = found.train, found.method.sampling.role
-        if method.roles[role].derive is not None and found.teacher:
+        settings = found.train
+        if method.roles[method.sampling.role].derive is not None and found.teacher:
             # Adapters are on its parameters.
             given = {"teacher": lambda: load(found.teacher).params}
     role, shape = method.sampling.role, tuple(source.sample_shape)

@@ -125,7 +125,7 @@ def _say_where(what: str, out: Any, x: Any, spent: str) -> None:
     """Says where samples and their pictures are."""
     from distilljax.evaluation import sample_files
 
-    to = sample_files.target(out, x.shape[1:])
+    to = sample_files.placed(out, x.shape[1:])
     print(f"{len(x)} {what} in {to.arrays}, {spent}")
     if to.says(len(x)):
         print(to.says(len(x)))

@@ -18,7 +18,6 @@ from distilljax.labels import names_of
 _PROBED = 200
 # Sides that a folder of larger pictures is brought to.
 _SIDES = (8, 16, 32, 64)
-_GREY = ("1", "L", "LA", "I", "I;16", "F")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _of_folder(path: epath.Path, size: int | None) -> Look:
         try:
             with (path / name).open("rb") as file, Image.open(file) as image:
                 sides.append(min(image.size))
-                channels = channels if image.mode in _GREY else 3
+                channels = channels if images.is_grey(image) else 3
         except (OSError, SyntaxError) as error:
             raise ValueError(f"{path / name}: {error}") from error
     note = ""

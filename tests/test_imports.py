@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from distilljax.extras import EXTRAS
+
 PACKAGE = Path(__file__).resolve().parents[1] / "distilljax"
 
 # Each line imports from its own line and the lines above it.
@@ -33,20 +35,8 @@ FLOORS = (
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 # An oracle makes a network on request; nothing else looks up.
 LAZY_EXCEPTIONS = {("oracles", "binding")}
-FOREIGN = (
-    "chex",
-    "flax",
-    "grain",
-    "matplotlib",
-    "ml_collections",
-    "optax",
-    "orbax",
-    "PIL",
-    "sklearn",
-    "tensorflow",
-    "torch",
-    "tqdm",
-)
+# jax itself imports etils where it is there.
+FOREIGN = (*(name for name in EXTRAS if name != "etils"), "tensorflow")
 
 
 def modules():

@@ -17,6 +17,7 @@ from distilljax.data.sources import Sample, Source
 from distilljax.extras import needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_GREY = ("1", "L", "LA", "I", "F")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Folders that archives and storage devices add.
 _SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
@@ -194,6 +195,11 @@ def decoded(image: Any, sample_shape: tuple[int, int, int]) -> np.ndarray:
         # What lies under full transparency is seen by nobody.
         pixels[pixels[..., 3] == 0] = (255, 255, 255, 0)
     return pixels
+
+
+def is_grey(image: Any) -> bool:
+    """Whether an opened image has no colours, whatever its depth."""
+    return image.mode in _GREY or image.mode.startswith("I;")
 
 
 def _levels(image: Any) -> Any:

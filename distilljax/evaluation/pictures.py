@@ -11,11 +11,9 @@ from etils import epath
 from numpy.typing import NDArray
 
 from distilljax import terminal
-from distilljax.data.images import SUFFIXES, decoded, listed
+from distilljax.data.images import SUFFIXES, decoded, is_grey, listed
 from distilljax.evaluation.plots import grid_of
 from distilljax.extras import needed
-
-_GREY = ("1", "L", "LA", "I", "F")
 
 
 class Pictures(NamedTuple):
@@ -99,7 +97,7 @@ def _read(file: epath.Path) -> tuple[NDArray[np.uint8], bool]:
 
     try:
         with file.open("rb") as opened, Image.open(opened) as image:
-            grey = image.mode in _GREY or image.mode.startswith("I;")
+            grey = is_grey(image)
             width, height = image.size
             # Orientations of 5 and more lie on their side.
             if image.getexif().get(0x0112, 1) >= 5:

@@ -79,16 +79,15 @@ def _drawn(shape: Sequence[int], *, videos: bool = False) -> bool:
     return len(shape) in ranks and shape[-1] in _CHANNELS
 
 
-def target(out: str | os.PathLike, sample_shape: Sequence[int]) -> Target:
-    """Where samples of a shape go, checked before any is made.
+def placed(out: str | os.PathLike, sample_shape: Sequence[int]) -> Target:
+    """Where samples of a shape go, by the name and the shape.
 
     Args:
       out: see the module's table.
       sample_shape: shape of one sample.
 
     Raises:
-      ValueError: on an ending that holds no samples, pictures of what is none, and
-        other files in the place of those that come with it.
+      ValueError: on an ending that holds no samples, and pictures of what is none.
     """
     text, path = os.fspath(out), epath.Path(out)
     ending, drawn = path.suffix, _drawn(sample_shape)
@@ -106,20 +105,35 @@ def target(out: str | os.PathLike, sample_shape: Sequence[int]) -> Target:
             "arrays: --out=FILE.npz or FILE.npy"
         )
     if folder:
-        found = Target(path / INSIDE, folder=path)
+        return Target(path / INSIDE, folder=path)
+    if ending in PICTURES:
+        return Target(path.with_suffix(".npz"), path)
+    return Target(path, path.with_suffix(".png") if drawn else None)
+
+
+def target(out: str | os.PathLike, sample_shape: Sequence[int]) -> Target:
+    """`placed`, and that nothing is in the way; checked before a sample is made.
+
+    Args:
+      out: see the module's table.
+      sample_shape: shape of one sample.
+
+    Raises:
+      ValueError: see `placed`; and on other files in the place of those that come with
+        what was asked for.
+    """
+    found, path = placed(out, sample_shape), epath.Path(out)
+    if found.folder is not None:
         if path.exists() and not path.is_dir():
-            raise ValueError(f"out {text!r} asks for a folder, and is a file")
+            raise ValueError(f"out {os.fspath(out)!r} asks for a folder, and is a file")
         if path.is_dir() and not found.arrays.exists() and any(path.iterdir()):
             raise ValueError(
-                f"folder {text!r} is not empty and holds no samples of ours "
+                f"folder {os.fspath(out)!r} is not empty and holds no samples of ours "
                 f"({INSIDE}); choose another folder, so that pictures do not mix"
             )
-        return found
-    if ending in PICTURES:
-        beside = path.with_suffix(".npz")
-        _check_ours(beside, path)
-        return Target(beside, path)
-    return Target(path, path.with_suffix(".png") if drawn else None)
+    elif found.picture == path:
+        _check_ours(found.arrays, path)
+    return found
 
 
 def _check_ours(beside: epath.Path, path: epath.Path) -> None:

@@ -176,17 +176,11 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         while steps := [step for step in self.saved if step not in damaged]:
-            try:
-                found = self._read_again(steps[-1], abstract)
-            except _Mismatch as error:
-                raise ValueError(str(error)) from None
-            except (MemoryError, _Unreadable):
-                raise
-            except Exception as error:  # any other failure to read means damage
+            found = self._whole(steps[-1], abstract)
+            if isinstance(found, str):
                 # One that is gone meanwhile made room for a newer one.
                 if steps[-1] in self.saved:
-                    reason = str(error).strip().split("\n")[0][:200]
-                    damaged[steps[-1]] = f"{type(error).__name__}: {reason}"
+                    damaged[steps[-1]] = found
                 continue
             for step, reason in damaged.items():
                 warnings.warn(
@@ -262,8 +256,7 @@ class Checkpoints:
         except Exception as error:  # any failure to write, of Orbax or the disk
             reason = str(error).strip().split("\n")[0][:300]
             _forget(error)
-            whole = [p.name for p in self._root.iterdir() if is_step(p)]
-            known = ", ".join(sorted(whole, key=int)) or "none"
+            known = ", ".join(map(str, self.saved)) or "none"
             raise OSError(
                 f"a checkpoint could not be saved in {str(self._root)!r} "
                 f"({type(error).__name__}: {reason}). Earlier checkpoints are intact: "
@@ -289,15 +282,9 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in reversed(distributed.of_first(self.steps)):
-            try:
-                found = self._read_again(step, abstract)
-            except _Mismatch as error:
-                raise ValueError(str(error)) from None
-            except (MemoryError, _Unreadable):
-                raise
-            except Exception as error:  # any other failure to read means damage
-                reason = str(error).strip().split("\n")[0][:200]
-                damaged[step] = f"is damaged ({type(error).__name__}: {reason})"
+            found = self._whole(step, abstract)
+            if isinstance(found, str):
+                damaged[step] = f"is damaged ({found})"
                 continue
             if damaged:
                 with distributed.together("set damaged checkpoints aside"):
@@ -315,6 +302,22 @@ class Checkpoints:
                 "folder or move this one away"
             )
         return None
+
+    def _whole(self, step: int, abstract: TrainState) -> Restored | str:
+        """A checkpoint, or how it is damaged.
+
+        Raises:
+          ValueError, OSError: see `restore`.
+        """
+        try:
+            return self._read_again(step, abstract)
+        except _Mismatch as error:
+            raise ValueError(str(error)) from None
+        except (MemoryError, _Unreadable):
+            raise
+        except Exception as error:  # any other failure to read means damage
+            reason = str(error).strip().split("\n")[0][:200]
+            return f"{type(error).__name__}: {reason}"
 
     def _read_again(self, step: int, abstract: TrainState) -> Restored:
         """`_read`, more than once where the disk or the network may recover."""
