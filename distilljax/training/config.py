@@ -21,7 +21,12 @@ import jax.numpy as jnp
 import optax
 
 from distilljax.errors import unknown
-from distilljax.training.optimizers import DECAYING, OPTIMIZERS, ScheduleConfig
+from distilljax.training.optimizers import (
+    DECAYING,
+    OPTIMIZERS,
+    ScheduleConfig,
+    built,
+)
 from distilljax.training.placement import AXES, ROWS, Rule
 from distilljax.training.values import check_values
 
@@ -142,9 +147,7 @@ class RoleConfig:
         Args:
           updates: updates of the role in the whole run.
         """
-        lr = self.schedule.build(self.lr, updates)
-        constant = self.schedule == ScheduleConfig()
-        return OPTIMIZERS[self.optimizer](self.lr if constant else lr, self)
+        return built(self, updates)
 
 
 def _rules(rules: Any) -> tuple[Rule, ...] | None:

@@ -5,6 +5,8 @@ write, parameters and optimizer state, so that a leaf without gradient that an o
 turns into NaN is seen as well. The update is computed twice, once inside a reduction
 that keeps none of it and once, in a branch, into the arrays that it replaces: that is
 cheaper than to keep new and old arrays until both can be compared, and needs no memory.
+The first of the two is left out where the optimizer is known to make finite numbers of
+what it is given, see `optimizers.Bounded`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from distilljax.training.optimizers import BOUND, Bounded
 from distilljax.training.state import leaves
 
 Array = jax.Array
@@ -70,8 +73,32 @@ def _finite(params: Any, opt: Any) -> Array:
     return jnp.all(jnp.array(found, bool))
 
 
+def certain(
+    optimizer: optax.GradientTransformation, norm: Array, *trees: Any
+) -> Array | None:
+    """Whether an update is known to be finite before it is computed; None if never.
+
+    Args:
+      optimizer: that makes it.
+      norm: of the gradient.
+      *trees: gradient, parameters and optimizer state.
+    """
+    wide = all(
+        jnp.finfo(leaf.dtype).bits >= 32
+        for leaf in jax.tree.leaves(trees)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    )
+    return norm <= BOUND if wide and isinstance(optimizer, Bounded) else None
+
+
 def guarded(
-    step: Step, grads: Any, params: Any, opt: Any, factor: Array, sound: Array
+    step: Step,
+    grads: Any,
+    params: Any,
+    opt: Any,
+    factor: Array,
+    sound: Array,
+    sure: Array | None = None,
 ) -> tuple[Any, Any, Array]:
     """One optimizer step where everything in it is finite, else nothing.
 
@@ -83,6 +110,7 @@ def guarded(
       factor: of the gradient (clipping), a scalar. It is applied inside, so that no
         scaled gradient is kept.
       sound: whether the update may happen otherwise.
+      sure: whether it is known to be finite, see `certain`; None if it never is.
 
     Returns:
       ``(params, opt, whether they are new)``.
@@ -93,15 +121,19 @@ def guarded(
         # A narrow leaf whose gradient was added up in float32 stays narrow.
         return jax.tree.map(lambda x, y: x.astype(y.dtype), new, (params, opt))
 
-    fine = sound & _finite(*taken(grads, opt, params, factor))
+    def checked(grads, opt, params, factor):
+        return _finite(*taken(grads, opt, params, factor))
+
+    given = (grads, opt, params, factor)
+    if sure is None:
+        fine = sound & checked(*given)
+    else:
+        fine = sound & jax.lax.cond(sure, lambda *_: True, checked, *given)
     params, opt = jax.lax.cond(
         fine,
         taken,
         # Donated arrays pass through; where would hold and copy old and new ones.
         lambda grads, opt, params, factor: (params, opt),
-        grads,
-        opt,
-        params,
-        factor,
+        *given,
     )
     return params, opt, fine

@@ -95,9 +95,25 @@ class ScheduleConfig:
         return schedule
 
 
+# Norm up to which the gradient of a `Bounded` optimizer is known to do no harm.
+BOUND = 1e10
+
+
+class Bounded(optax.GradientTransformation):
+    """An optimizer that makes finite numbers out of finite numbers.
+
+    From parameters and moments that are finite and no narrower than float32, and a
+    gradient whose norm is at most `BOUND`, every parameter and moment after a step is
+    finite. A transformation around it is not of this type.
+    """
+
+
 class Settings(Protocol):
     """What an optimizer reads; see `config.RoleConfig`."""
 
+    optimizer: str
+    lr: float
+    schedule: ScheduleConfig
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -155,6 +171,30 @@ OPTIMIZERS = {
     "sgd": _sgd,
 }
 DECAYING = ("adamw", "lion", "muon")
+
+
+def built(settings: Settings, updates: int) -> optax.GradientTransformation:
+    """The optimizer of a role, `Bounded` where its settings leave no way to overflow.
+
+    An update of Adam is at most ``lr |m| / (1 - b1) / eps``, of the others less: with
+    the limits here it is under 1e32, and a decay makes no parameter larger.
+
+    Args:
+      settings: of the role.
+      updates: updates of the role in the whole run.
+    """
+    schedule, lr = settings.schedule, settings.lr
+    rate = lr if schedule == ScheduleConfig() else schedule.build(lr, updates)
+    made = OPTIMIZERS[settings.optimizer](rate, settings)
+    largest = lr * max(1.0, abs(schedule.end)) * max(1.0, schedule.restart_factor)
+    safe = (
+        settings.optimizer in ("adam", "adamw", "lion")
+        and settings.eps >= 1e-12
+        and max(settings.betas) <= 1.0 - 1e-7
+        and largest <= 1e3
+        and largest * settings.weight_decay <= 1.0
+    )
+    return Bounded(*made) if safe else made
 
 
 def _matrices(params: Any) -> Any:

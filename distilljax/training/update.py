@@ -20,7 +20,7 @@ from distilljax.context import Context, fold_name
 from distilljax.method import Out, Phase
 from distilljax.times import value_at
 from distilljax.training import copies
-from distilljax.training.guard import guarded, kept, no_worse, norm_of
+from distilljax.training.guard import certain, guarded, kept, no_worse, norm_of
 from distilljax.training.roles import Setup
 from distilljax.training.state import Params, TrainState
 
@@ -283,7 +283,8 @@ class Update:
             return optax.apply_updates(params, updates), opt
 
         sound &= jnp.isfinite(norm)
-        params, opt, done = guarded(step, grads, params, opt, factor, sound)
+        sure = certain(self.setup.optimizers[role], norm, grads, params, opt)
+        params, opt, done = guarded(step, grads, params, opt, factor, sound, sure)
         missed = jnp.where(done, 0, 1)
         counters = {
             "skipped": counters["skipped"] + missed,

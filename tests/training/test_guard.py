@@ -11,8 +11,8 @@ import pytest
 from distilljax import paths
 from distilljax.binding import Network
 from distilljax.method import Method, Out, Phase, Role, Term, check
-from distilljax.training import build_cycle, create_state, make_setup
-from distilljax.training.config import TrainConfig
+from distilljax.training import build_cycle, create_state, make_setup, optimizers
+from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.cycle import run_cycle
 from tests.training import small
 
@@ -115,6 +115,70 @@ def test_a_leaf_without_gradient_in_a_narrow_dtype():
             moved,
         )
     assert found == {jnp.float16: (1, 0, False), jnp.float32: (0, 1, True)}
+
+
+@pytest.mark.parametrize("size", [1e12, 1e25])
+def test_a_gradient_that_adam_cannot_square(size):
+    """Beyond the bound of its norm the update is looked at before it is made."""
+
+    def loss(ctx):
+        values = small.velocity_error("student")(ctx)
+        return values * size
+
+    method = Method(
+        "large",
+        {"student": Role(init="random")},
+        (Phase("student", ("student",), (Term("fit", loss),)),),
+    )
+    setup = built(check(method))
+    assert isinstance(setup.optimizers["student"], optimizers.Bounded)
+    state = create_state(setup)
+    before = jax.device_get((state.params, state.opt))
+    state, metrics = build_cycle(setup, method.phases)(state, {}, batch_of(setup))
+    assert metrics["grad_norm/student"] > optimizers.BOUND
+    lost = size > 1e20
+    assert int(metrics["skipped/student"]) == lost
+    after = jax.device_get((state.params, state.opt))
+    same = jax.tree.map(np.array_equal, before, after)
+    assert all(jax.tree.leaves(same)) == lost
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+BOUNDED = {
+    "usual": ({}, True),
+    "decay": ({"optimizer": "adamw", "weight_decay": 0.1}, True),
+    "lion": ({"optimizer": "lion"}, True),
+    "eps that is lost": ({"eps": 1e-30}, False),
+    "no bias to correct": ({"betas": (0.9, 1.0 - 1e-9)}, False),
+    "rate": ({"lr": 1e6}, False),
+    "decay that grows": (
+        {"optimizer": "adamw", "lr": 10.0, "weight_decay": 1.0},
+        False,
+    ),
+    "other": ({"optimizer": "radam"}, False),
+}
+
+
+@pytest.mark.parametrize("case", BOUNDED)
+def test_an_optimizer_is_known_to_be_bounded_by_its_settings(case):
+    settings, expected = BOUNDED[case]
+    made = RoleConfig(**settings).build(10)
+    assert isinstance(made, optimizers.Bounded) == expected
+
+
+def test_a_bounded_optimizer_at_its_bound():
+    """The largest gradient, then none: moments shrink while updates stay finite."""
+    settings = RoleConfig(optimizer="adamw", lr=10.0, eps=1e-12, weight_decay=0.1)
+    made = settings.build(10)
+    assert isinstance(made, optimizers.Bounded)
+    params = {"w": jnp.full((2,), 1e6)}
+    opt = made.init(params)
+    for size in (optimizers.BOUND, 0.0, 1e-30, -optimizers.BOUND):
+        grads = {"w": jnp.array([size, 0.0], jnp.float32)}
+        updates, opt = made.update(grads, opt, params)
+        params = optax.apply_updates(params, updates)
+        for leaf in jax.tree.leaves((params, opt)):
+            assert np.isfinite(leaf).all()
 
 
 def test_seeds_of_one_program_are_guarded_apart():
