@@ -21,6 +21,7 @@ from etils import epath
 from distilljax import _version, api, cards, evaluation, generation, storage
 from distilljax.binding import Network
 from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge
+from distilljax.labels import named
 from distilljax.method import Method
 from distilljax.training.claim import claim_results
 from distilljax.training.loop import Hooks, View
@@ -187,6 +188,7 @@ class _Job:
         columns = np.concatenate(
             [np.flatnonzero(self.labels == c)[:8] for c in range(10)]
         )
+        captions = named(self.labels[columns])
 
         def images(view: View) -> np.ndarray:
             # On the host: parameters that are read from files meet the same program.
@@ -197,7 +199,7 @@ class _Job:
 
         def evaluate(view: View) -> dict[str, float]:
             x = images(view)
-            grid = evaluation.image_grid(x[columns], 8, 4)
+            grid = evaluation.image_grid(x[columns], 8, 4, captions=captions)
             path = self.folder / name / "samples" / f"cycle_{view.step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             evaluation.save_png(path, grid)
