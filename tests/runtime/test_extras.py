@@ -71,7 +71,7 @@ assert cli.main(["train", "--config=digits/scm"]) == 2
     said = done.stdout.splitlines()[:7]
     assert [line.split()[0] for line in said] == [
         "distilljax.fit",
-        "distilljax.experiment.cards",
+        "distilljax.cards",
         *(
             f"distilljax.{name}"
             for name in ("networks", "data", "evaluation", "training", "bench")
