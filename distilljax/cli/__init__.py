@@ -8,7 +8,6 @@ __all__ = ["main"]
 IMPORTS = (
     "runtime",
     "core",
-    "methods",
     "data",
     "evaluation",
     "training",

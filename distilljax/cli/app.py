@@ -302,7 +302,13 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
 
     parsers.add_parser("configs", help="the cards of this library: name and aim")
-    parsers.add_parser("methods", help="the catalogue: citation, data, networks")
+    listed = parsers.add_parser(
+        "methods", help="the catalogue: citation, data, networks"
+    )
+    listed.add_argument("--family", default=None, help="one family of methods only")
+    listed.add_argument(
+        "--format", default="text", help="text, md or json; default text"
+    )
 
     quick = parsers.add_parser("quickstart", help="digits, a teacher, four methods")
     quick.add_argument("--out", default="runs/quickstart", help="folder of the results")

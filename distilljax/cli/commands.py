@@ -267,17 +267,9 @@ def report(options: argparse.Namespace) -> int:
 
 def methods(options: argparse.Namespace) -> int:
     """Prints the catalogue."""
-    from distilljax.methods import CATALOGUE, build
+    from distilljax.experiment import catalogue
 
-    for name, entry in CATALOGUE.items():
-        method = build(name)
-        needs = sorted({n for role in method.roles.values() for n in role.needs})
-        print(f"{name}  ({entry.family})")
-        print(f"  {entry.line}")
-        print(f"  cite: {entry.cite}")
-        print(f"  batch: {', '.join(sorted(method.batch)) or 'conditions only'}")
-        print(f"  roles: {', '.join(method.roles)}")
-        print(f"  networks need: {', '.join(needs) or 'nothing special'}")
+    print(catalogue.formatted(catalogue.chosen(options.family), options.format))
     return 0
 
 

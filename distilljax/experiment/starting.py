@@ -356,7 +356,7 @@ def _student(found: Look, chosen: Sizes, out: epath.Path, method: str) -> str:
         "teacher": ["Run folder of the teacher; --teacher=FOLDER takes another."],
     }
     return _written(
-        f"Student of the teacher beside it: {entry.line}",
+        f"Student of the teacher beside it: {entry.summary}",
         found,
         chosen,
         f"distilljax train --config={out}/{method}.py --out=runs/{out.name}/{method}",

@@ -27,6 +27,7 @@ from distilljax.methods.parts import (
     telling,
     twin_phases,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -40,6 +41,11 @@ LADD = Citation(
 )
 
 
+@register(
+    family="adversarial",
+    cite=LADD,
+    summary="discriminator heads on the frozen teacher's features, no score gap",
+)
 def ladd(
     *,
     steps: int = 4,

@@ -31,6 +31,7 @@ from distilljax.losses.corrections import Correction
 from distilljax.losses.metrics import mse_cosine
 from distilljax.losses.trajectory import Derivative, exact
 from distilljax.methods.parts import TEACHER, chosen, guidance_needs, noised
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -200,6 +201,11 @@ def weighted(
     )
 
 
+@register(
+    family="consistency",
+    cite=FACM,
+    summary="continuous-time consistency anchored by flow matching in one network",
+)
 def facm(
     *,
     law: Law = ArctanNormal(-0.8, 1.6),

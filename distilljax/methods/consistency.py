@@ -51,6 +51,7 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
+from distilljax.methods.registry import register
 from distilljax.methods.weights import LevelWeight, constant, noise_ratio
 from distilljax.runtime.axes import looked_up
 
@@ -83,6 +84,11 @@ LCM = Citation(
 )
 
 
+@register(
+    family="consistency",
+    cite=CM_CD,
+    summary="neighbouring points of one teacher trajectory map to one x0",
+)
 def cm_cd(
     *,
     segments: int = 17,
@@ -157,6 +163,11 @@ def cm_cd(
     )
 
 
+@register(
+    family="consistency",
+    cite=LCM,
+    summary="long steps of the guided teacher, the scale drawn from a range",
+)
 def lcm(
     *,
     segments: int = 50,
@@ -259,6 +270,11 @@ def _to_data(f: FlowMap) -> FlowMap:
     return to_data
 
 
+@register(
+    family="consistency",
+    cite=SCM,
+    summary="continuous-time consistency on TrigFlow by one jvp, distilled or trained",
+)
 def scm(
     *,
     law: Law = LogNormal(-1.0, 1.4),

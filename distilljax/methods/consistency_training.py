@@ -48,6 +48,7 @@ from distilljax.methods.curricula import (
     Shrink,
 )
 from distilljax.methods.parts import path_of
+from distilljax.methods.registry import register
 from distilljax.methods.weights import (
     LevelWeight,
     constant,
@@ -177,6 +178,12 @@ def _method(
     )
 
 
+@register(
+    family="consistency",
+    cite=CM_CT,
+    summary="neighbouring levels of one data point map to one x0, without a teacher",
+    teacher=False,
+)
 def cm_ct(
     *,
     segments: Schedule = RootSegments(),
@@ -229,6 +236,12 @@ def cm_ct(
     )
 
 
+@register(
+    family="consistency",
+    cite=ICT,
+    summary="consistency training on itself, pseudo-Huber, doubling segments",
+    teacher=False,
+)
 def ict(
     *,
     segments: Schedule = DoublingSegments(),
@@ -285,6 +298,12 @@ def ict(
     )
 
 
+@register(
+    family="consistency",
+    cite=ECT,
+    summary="a diffusion model tuned into a consistency model by shrinking gaps",
+    teacher=False,
+)
 def ect(
     *,
     gap: Schedule = Shrink(400_000),

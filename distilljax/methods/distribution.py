@@ -50,6 +50,7 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -119,6 +120,11 @@ def match_scores(
     return transforms.normalize_by_error(gap, reference=real, floor=floor)
 
 
+@register(
+    family="distribution matching",
+    cite=DMD2,
+    summary="score gap of teacher and fake score, GAN, backward simulation",
+)
 def dmd2(
     *,
     steps: tuple[int, ...] = (1, 2, 4),
@@ -276,6 +282,11 @@ def follow_teacher(draw: Trajectory, weights: tuple[float, ...]) -> Phase:
     return Phase("student", ("student",), (term,), {"trajectory": draw})
 
 
+@register(
+    family="distribution matching",
+    cite=SID,
+    summary="Fisher divergence by score identities, data-free",
+)
 def sid(
     *,
     alpha: float = 1.2,
@@ -352,6 +363,11 @@ def sid(
     )
 
 
+@register(
+    family="reward",
+    cite=GDMD,
+    summary="a reward sets the pace of score-gap updates; they rest at the teacher's",
+)
 def gdmd(
     *,
     targets: int = 4,

@@ -26,6 +26,7 @@ from distilljax.losses import transforms
 from distilljax.losses.corrections import Correction
 from distilljax.methods.anchored import OnFlow, anchor, shortcut
 from distilljax.methods.parts import TEACHER, guidance_needs
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -79,6 +80,11 @@ def hop(
     return loss
 
 
+@register(
+    family="consistency",
+    cite=DE_CM,
+    summary="to the data, along the flow, and from noise to every level",
+)
 def de_cm(
     *,
     law: Law = Uniform(),

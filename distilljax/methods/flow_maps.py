@@ -42,6 +42,7 @@ from distilljax.methods.parts import (
     path_of,
     per_sample_norm,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -56,6 +57,11 @@ MEAN_FLOW = Citation(
 )
 
 
+@register(
+    family="flow map",
+    cite=MEAN_FLOW,
+    summary="average velocity between any two times through one jvp",
+)
 def mean_flow(
     *,
     law: PairLaw = Pair(),

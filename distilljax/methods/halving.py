@@ -30,6 +30,7 @@ from distilljax.diffusion.sampler import Deterministic
 from distilljax.diffusion.shares import Shares
 from distilljax.diffusion.times import Grid, PathGrid, Schedule
 from distilljax.methods.parts import TEACHER, dropped, guidance_needs, path_of
+from distilljax.methods.registry import register
 from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
@@ -44,6 +45,11 @@ SHORTCUT = Citation(
 )
 
 
+@register(
+    family="flow map",
+    cite=SHORTCUT,
+    summary="one jump equals two of half its length",
+)
 def shortcut(
     *,
     levels: int = 7,

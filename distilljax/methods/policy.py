@@ -24,6 +24,7 @@ from distilljax.methods.policies import (
     unshifted,
     velocity,
 )
+from distilljax.methods.registry import register
 from distilljax.runtime.axes import looked_up
 from distilljax.runtime.errors import unknown
 
@@ -39,6 +40,11 @@ PI_FLOW = Citation(
 )
 
 
+@register(
+    family="trajectory",
+    cite=PI_FLOW,
+    summary="one evaluation emits a policy whose path imitates the teacher",
+)
 def pi_flow(
     *,
     steps: int = 1,

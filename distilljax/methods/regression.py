@@ -14,6 +14,7 @@ from distilljax.diffusion.sampler import Deterministic
 from distilljax.diffusion.times import Law, LogitNormal
 from distilljax.losses import transforms
 from distilljax.methods.parts import dropped, guidance_needs, noised, path_of
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -37,6 +38,12 @@ DENOISING = Citation(
 )
 
 
+@register(
+    family="regression",
+    cite=DENOISING,
+    summary="any prediction (x0, eps, v, ...) regressed on data and noise; teachers",
+    teacher=False,
+)
 def denoising(
     *,
     kind: str | None = None,
@@ -98,6 +105,12 @@ def denoising(
     )
 
 
+@register(
+    family="regression",
+    cite=FLOW_MATCHING,
+    summary="velocity regressed on data and noise; teachers",
+    teacher=False,
+)
 def flow_matching(
     *,
     law: Law = LogitNormal(),

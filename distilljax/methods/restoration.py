@@ -24,6 +24,7 @@ from distilljax.methods.parts import (
     twin_phases,
     twin_roles,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -68,6 +69,11 @@ def _falling(t: Array, count: int, spacing: float, shift: float) -> Array:
     return shift * even / (1.0 + (shift - 1.0) * even)
 
 
+@register(
+    family="restoration",
+    cite=TSD_SR,
+    summary="score gap and target score gap along a short trajectory, one step",
+)
 def tsd_sr(
     *,
     start: str | None = None,

@@ -42,6 +42,7 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -89,6 +90,11 @@ TDM_TIMES = ByPath(central(0.02), vp=Uniform())
 TDM_MARGINS = ByPath((0.0, 0.0), vp=(0.021, 0.01))
 
 
+@register(
+    family="distribution matching",
+    cite=DIFF_INSTRUCT,
+    summary="gradient of the integral KL divergence, data-free",
+)
 def diff_instruct(
     *,
     law: Law = LogNormal(-1.2, 1.2),
@@ -144,6 +150,11 @@ def diff_instruct(
     )
 
 
+@register(
+    family="distribution matching",
+    cite=DMD,
+    summary="normalised score gap and regression to noise-image pairs",
+)
 def dmd(
     *,
     regression_weight: Schedule = 0.25,
@@ -215,6 +226,11 @@ def dmd(
     return check(matching._replace(phases=(critic, student), batch=draw.fields))
 
 
+@register(
+    family="distribution matching",
+    cite=F_DISTILL,
+    summary="score gap weighted for any f-divergence by a discriminator's ratio",
+)
 def f_distill(
     *,
     divergence: str | Divergence = "js",
@@ -347,6 +363,11 @@ def _between(path: Path, low: Array, high: Array, share: Array) -> Array:
     return (a + share * (b - a)) ** rho
 
 
+@register(
+    family="distribution matching",
+    cite=TDM,
+    summary="score gap at every step of the student's own trajectory, data-free",
+)
 def tdm(
     *,
     steps: tuple[int, ...] = (4,),

@@ -34,6 +34,7 @@ from distilljax.diffusion.times import (
 from distilljax.losses import transforms
 from distilljax.losses.metrics import Metric, half_mse
 from distilljax.methods.parts import TEACHER, guidance_needs, path_of
+from distilljax.methods.registry import register
 from distilljax.methods.weights import LevelWeight, noise_ratio
 from distilljax.runtime.axes import looked_up
 
@@ -59,6 +60,11 @@ REFLOW = Citation(
 )
 
 
+@register(
+    family="trajectory",
+    cite=PROGRESSIVE,
+    summary="one student step equals two of its teacher, halved round by round",
+)
 def progressive(
     *,
     steps: tuple[int, ...] = (8, 4, 2, 1),
@@ -153,6 +159,11 @@ def progressive(
     )
 
 
+@register(
+    family="trajectory",
+    cite=REFLOW,
+    summary="flow matching on the teacher's pairs of noise and image",
+)
 def reflow(
     *,
     law: Law = Uniform(),

@@ -51,6 +51,7 @@ from distilljax.methods.parts import (
     path_of,
     tell_apart,
 )
+from distilljax.methods.registry import register
 from distilljax.methods.weights import LevelWeight, constant, noise_ratio
 from distilljax.runtime.axes import looked_up
 
@@ -168,6 +169,11 @@ class Ends:
         }
 
 
+@register(
+    family="trajectory",
+    cite=CTM,
+    summary="jumps between any times agree after a part of the way by the teacher",
+)
 def ctm(
     *,
     segments: int = 17,

@@ -43,6 +43,7 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -110,6 +111,11 @@ def _ayf_field(
     )
 
 
+@register(
+    family="flow map",
+    cite=AYF_EMD,
+    summary="a jump's end does not depend on its start; autoguidance",
+)
 def ayf_emd(
     *,
     law: PairLaw = Interval(),
@@ -172,6 +178,11 @@ def ayf_emd(
     return _ayf(AYF_EMD, term, guidance, embed, autoguidance, path, derivative)
 
 
+@register(
+    family="flow map",
+    cite=AYF_LMD,
+    summary="a jump's end moves with the teacher's velocity at the student's own point",
+)
 def ayf_lmd(
     *,
     law: PairLaw = Interval(),

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from distilljax import __version__, cards, cli, data, recipes
+from distilljax import __version__, cards, data, recipes
+from distilljax.cli import app as cli
 from distilljax.methods import CATALOGUE
 from distilljax.training.export import save_params
 
