@@ -8,9 +8,7 @@ distilljax.losses`` loads jax and numpy only.
 
 import functools
 import importlib
-import importlib.abc
-import importlib.util
-import pkgutil
+import importlib.machinery
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,6 +52,7 @@ _LAZY = {
 }
 # Folders whose modules have a short name; those of the others are reached through them.
 _OPEN = ("runtime", "diffusion", "losses", "core", "sampling", "experiment", "cli")
+_FOLDERS = (*_OPEN, "methods", "networks", "data", "evaluation", "training", "bench")
 # Written out, since type checkers read it.
 __all__ = [
     "__version__",
@@ -92,6 +91,8 @@ __all__ = [
 @functools.cache
 def _places() -> dict[str, str]:
     """Full names of the modules that have a short one, by it."""
+    import pkgutil
+
     found = {}
     for folder in _OPEN:
         where = [f"{parent}/{folder}" for parent in __path__]
@@ -100,7 +101,7 @@ def _places() -> dict[str, str]:
     return found
 
 
-class _Short(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _Short:
     """Finds ``distilljax.paths`` where it lives: the same module by another name."""
 
     def __init__(self):
@@ -108,9 +109,9 @@ class _Short(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def find_spec(self, fullname, path=None, target=None):
         package, _, name = fullname.rpartition(".")
-        if package != __name__ or name not in _places():
+        if package != __name__ or name in _FOLDERS or name not in _places():
             return None
-        return importlib.util.spec_from_loader(fullname, self)
+        return importlib.machinery.ModuleSpec(fullname, self)
 
     def create_module(self, spec):
         module = importlib.import_module(_places()[spec.name.rpartition(".")[2]])
@@ -134,7 +135,7 @@ if not TYPE_CHECKING:
                 return getattr(importlib.import_module(module), attribute)
             if name in _places():
                 return importlib.import_module(_places()[name])
-            if name in __all__ or name in _OPEN or name == "bench":
+            if name in _FOLDERS:
                 return importlib.import_module(f"distilljax.{name}")
         raise AttributeError(f"module 'distilljax' has no attribute {name!r}")
 

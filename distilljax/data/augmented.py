@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from distilljax.data.sources import Sample, Source
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
 # Numbers that a change tells the network.
@@ -44,6 +45,7 @@ _EDGE = len(SYM6) // 4
 _CHUNK = 32
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Which changes an image undergoes, in this order, and how often.

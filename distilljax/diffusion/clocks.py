@@ -15,10 +15,12 @@ import jax.numpy as jnp
 
 from distilljax.diffusion.paths import Path
 from distilljax.diffusion.times import EvenGrid, check_times, checked_steps, inside
+from distilljax.runtime import words
 
 Array = jax.Array
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class ByPath:
     """A law or a grid for each family of paths, see `paths.Path.family`.
@@ -66,6 +68,7 @@ def _check_share(low: float, high: float) -> None:
         )
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class KarrasUniform:
     """Uniform over the places of Karras's ramp of ``sigma/alpha``, on any path.
@@ -105,6 +108,7 @@ class KarrasUniform:
         return inside(path.time_of_ratio(ratio), path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Timesteps:
     """``t_max (i + 1) / count``, ``i`` one of ``int(low count) .. int(high count)``.
@@ -131,6 +135,7 @@ class Timesteps:
         return inside((index + 1) * (path.t_max / self.count), path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class KarrasSteps:
     """Even steps of the index into Karras's table from its top to the data.

@@ -40,6 +40,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distilljax.runtime import words
+
 Array = jax.Array
 Time = Array | float
 
@@ -540,16 +542,19 @@ _FAMILIES: dict[type, str] = {
 }
 
 
+@words.call
 def linear(sigma_d: float = 1.0) -> Path:
     """Linear (rectified-flow) path, velocity target ``eps - x0``."""
     return Path(_Linear(), sigma_d=sigma_d)
 
 
+@words.call
 def vp(beta_start: float = 0.1, beta_end: float = 20.0, sigma_d: float = 1.0) -> Path:
     """Variance-preserving path with linearly growing beta (Song et al. 2021)."""
     return Path(_VP(beta_start, beta_end), t_min=1e-3, sigma_d=sigma_d)
 
 
+@words.call
 def vp_scaled_linear(
     beta_start: float = 0.00085,
     beta_end: float = 0.012,
@@ -583,11 +588,13 @@ def vp_scaled_linear(
     return Path(schedule, t_min=1.0 / steps, sigma_d=sigma_d)
 
 
+@words.call
 def vp_cosine(offset: float = 0.008, sigma_d: float = 1.0) -> Path:
     """Variance-preserving path with the cosine schedule (Nichol, Dhariwal 2021)."""
     return Path(_VPCosine(offset), t_min=1e-3, sigma_d=sigma_d)
 
 
+@words.call
 def edm(
     sigma_max: float = 80.0, sigma_min: float = 0.002, sigma_d: float = 0.5
 ) -> Path:
@@ -595,11 +602,13 @@ def edm(
     return Path(_EDM(sigma_max), sigma_max, sigma_min, sigma_d)
 
 
+@words.call
 def trigflow(sigma_d: float = 1.0) -> Path:
     """TrigFlow: ``cos t x0 + sigma_d sin t eps``, ``t`` in ``[0, pi/2]``."""
     return Path(_TrigFlow(sigma_d), t_max=0.5 * math.pi, sigma_d=sigma_d)
 
 
+@words.call
 def bridge_linear(q: float, sigma_d: float = 1.0) -> Path:
     """Straight bridge of one-step super-resolution (OFTSR 2024).
 
@@ -612,6 +621,7 @@ def bridge_linear(q: float, sigma_d: float = 1.0) -> Path:
     return Path(_Linear(q), sigma_d=sigma_d)
 
 
+@words.call
 def bridge_residual(kappa: float = 2.0, sigma_d: float = 1.0) -> Path:
     """Residual-shifting bridge (ResShift, Yue et al. 2023); the clock is eta."""
     if kappa <= 0.0:

@@ -26,6 +26,7 @@ from distilljax.diffusion.flow_maps import FlowMap
 from distilljax.diffusion.paths import Path, expand
 from distilljax.diffusion.solvers import ancestral_std, fresh_noise
 from distilljax.diffusion.times import check_times
+from distilljax.runtime import words
 
 Array = jax.Array
 
@@ -38,6 +39,7 @@ class Renoise(Protocol):
     ) -> Array: ...
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Deterministic:
     """Chain of jumps, no fresh noise (MeanFlow, shortcut, CTM with gamma 0)."""
@@ -50,6 +52,7 @@ class Deterministic:
         return flow_map(x, t, s)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Consistency:
     """Jump to the data, then re-noise (Song et al. 2023, Algorithm 1; DMD2).
@@ -70,6 +73,7 @@ class Consistency:
         return path.noise(clean, eps, s)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class HopFirst:
     """From pure noise one jump to ``s``; every later step as `Consistency`.
@@ -89,6 +93,7 @@ class HopFirst:
         return jnp.where(expand(hop, x), moved, path.noise(moved, eps, s))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Gamma:
     """Gamma sampling of consistency trajectory models (Kim et al. 2023, Algorithm 3).
@@ -122,6 +127,7 @@ class Gamma:
         return path.renoise_from(flow_map(x, t, below), below, s, eps)[0]
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class SDE:
     """Ancestral step along the predicted clean sample.

@@ -52,6 +52,7 @@ from distilljax.diffusion.predictions import (
     kind_of,
     recompose,
 )
+from distilljax.runtime import words
 
 Array = jax.Array
 
@@ -197,6 +198,7 @@ def _length(at: Step) -> Array:
     return expand(at.s - at.t, at.x)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Euler:
     """``x + (s - t) v(x, t)``."""
@@ -213,6 +215,7 @@ class Euler:
         return ode.or_jump(at.x + _length(at) * v, v, at), at.last
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Heun:
     """``x + (s - t)(v(x, t) + v(x', s)) / 2`` with ``x'`` the Euler step."""
@@ -230,6 +233,7 @@ class Heun:
         return ode.or_jump(at.x + 0.5 * h * (v + ahead), v, at), at.last
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Midpoint:
     """``x + (s - t) v(x', (s + t)/2)`` with ``x'`` half an Euler step."""
@@ -247,6 +251,7 @@ class Midpoint:
         return ode.or_jump(at.x + h * middle, v, at), at.last
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class FireFlow:
     """``x + (s - t) v_m``, ``v_m = v(x + (s - t)/2 v_last, (s + t)/2)``.
@@ -271,6 +276,7 @@ class FireFlow:
         return moved, Last(at.t, middle)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class DDIM:
     """``alpha_s X + beta_s y + sigma_s E`` with the prediction held fixed."""
@@ -286,6 +292,7 @@ class DDIM:
         return ode.path.noise(*ode.pair(at.x, at.t), at.s, ode.y), at.last
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class DPMSolverPP2M:
     """DDIM along ``X + (h / 2 h_last)(X - X_last)``, ``h`` in ``log(alpha/sigma)``.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from distilljax.diffusion.paths import Path, linear
 from distilljax.diffusion.shares import Shares
+from distilljax.runtime import words
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -51,6 +52,7 @@ def inside(t: Array, path: Path) -> Array:
     return jnp.clip(t, path.t_min, path.t_max)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Uniform:
     """Uniform over ``[low, high]``, fractions of the path's clock."""
@@ -70,11 +72,13 @@ class Uniform:
         return inside(u * path.t_max, path)
 
 
+@words.call
 def central(margin: float = 0.02) -> Uniform:
     """Uniform without a margin at both ends (DMD's generator times)."""
     return Uniform(margin, 1.0 - margin)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
     """``t_max sigmoid(N(mean, std^2))`` (Esser et al. 2024; MeanFlow: -0.4, 1)."""
@@ -87,6 +91,7 @@ class LogitNormal:
         return inside(u * path.t_max, path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class LogNormal:
     """``log(sigma/alpha) ~ N(mean, std^2)`` on any path.
@@ -102,6 +107,7 @@ class LogNormal:
         return inside(path.time_of_ratio(ratio), path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class ArctanNormal:
     """``t_max (2/pi) arctan(exp(N(mean, std^2)))`` (FACM: -0.8, 1.6).
@@ -118,6 +124,7 @@ class ArctanNormal:
         return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Point:
     """Always the same time, a fraction of the clock; 1 is pure noise."""
@@ -133,6 +140,7 @@ def shifted(u: Any, shift: float) -> Any:
     return shift * u / (1.0 + (shift - 1.0) * u)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Shifted:
     """``k u / (1 + (k - 1) u)`` of another law's fraction ``u``; k > 1 is noisier."""
@@ -145,6 +153,7 @@ class Shifted:
         return inside(shifted(u, self.shift) * path.t_max, path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class InClock:
     """The times of a law in the clock of another path, at the same noise angle.
@@ -167,6 +176,7 @@ class InClock:
         return inside(path.time_of_angle(angle), path)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """Draws from one of several laws.
@@ -192,6 +202,7 @@ class Mixture:
         return out
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Choice:
     """Uniform over a list of times in the path's clock (DMD2's step grid)."""
@@ -202,6 +213,7 @@ class Choice:
         return jax.random.choice(key, jnp.asarray(self.times, jnp.float32), shape)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """Two-time law of flow-map training: the larger draw is ``t``, the smaller ``s``.
@@ -259,6 +271,7 @@ class Pair:
         return t, jnp.where(still, t, s)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Interval:
     """Two-time law by the length of the jump: ``t - s`` from a law, then its place.
@@ -319,6 +332,7 @@ def checked_steps(steps: int) -> int:
     return steps
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class EvenGrid:
     """Equal steps of the clock from ``start * t_max`` to 0."""
@@ -335,6 +349,7 @@ class EvenGrid:
         return self.start * path.t_max * (1.0 - index / steps)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class AngleGrid:
     """Equal steps of the noise angle ``arctan2(sigma, alpha)`` to 0, on any path.
@@ -389,6 +404,7 @@ def _of_ratios(ratios: list[float], path: Path) -> tuple[float, ...]:
         return tuple(map(float, path.time_of_ratio(jnp.asarray(ratios))))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class KarrasGrid:
     """``(a^(1/rho) + i/(n-1) (b^(1/rho) - a^(1/rho)))^rho`` in sigma/alpha, then 0.
@@ -428,6 +444,7 @@ class KarrasGrid:
         return path.time_of_ratio(self.ratio(index, steps))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class KarrasPoints:
     """``steps + 1`` Karras levels from ``sigma_max`` down: the bounds of all segments.
@@ -472,6 +489,7 @@ class KarrasPoints:
         return t if last else jnp.where(index >= steps, 0.0, t)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class PathGrid:
     """The grid on which models of a path are sampled, where nobody says another.
@@ -523,6 +541,7 @@ def between(t: float, s: float, steps: int, path: Path) -> list[float]:
     return [t, *((a + (b - a) * i / steps) ** root for i in range(1, steps))]
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class TableGrid:
     """Times chosen by hand for some numbers of steps, another grid for the others.
@@ -552,6 +571,7 @@ class TableGrid:
             return tuple(float(path.time_of_angle(jnp.asarray(a))) for a in row)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class ShiftedGrid:
     """Equal steps of an unshifted clock, the last one shorter or longer than the rest.
@@ -587,6 +607,7 @@ def value_at(schedule: Schedule, step: Array | int) -> Array:
     return jnp.asarray(value, jnp.float32)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Ramp:
     """Linear from ``start`` to ``end`` over ``steps``, constant after."""
@@ -602,6 +623,7 @@ class Ramp:
         return self.start + (self.end - self.start) * share
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Switch:
     """``before`` until step ``at``, ``after`` from it on."""
@@ -614,6 +636,7 @@ class Switch:
         return jnp.where(step < self.at, self.before, self.after)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Minimum:
     """The smaller of two schedules; ``Minimum(0.99, Ramp(10))`` stops short of 1."""
@@ -625,6 +648,7 @@ class Minimum:
         return jnp.minimum(value_at(self.a, step), value_at(self.b, step))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Product:
     """Product of two schedules (weights multiply under compose)."""

@@ -2,131 +2,33 @@
 
 Configs hold plain values, so that they print, compare and travel as JSON. Laws, grids,
 schedules, paths, solvers, metrics and transforms are written as the Python call that
-makes them and read here against a fixed list of names; nothing else can be called.
+makes them; only what registered itself (`distilljax.words`) can be named or called.
 """
 
 from __future__ import annotations
 
 import ast
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from distilljax import data, losses
-from distilljax.core import draws
-from distilljax.diffusion import clocks, paths, solvers, times
-from distilljax.diffusion import sampler as sampling
-from distilljax.losses import metrics, transforms
-from distilljax.methods import curricula, fits, weights
+# Imported for what they register.
+from distilljax import data, losses, methods  # noqa: F401
+from distilljax.core import draws  # noqa: F401
+from distilljax.diffusion import clocks, paths, sampler, solvers, times  # noqa: F401
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
-_CALLS: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(times, name)
-        for name in (
-            "AngleGrid",
-            "ArctanNormal",
-            "Choice",
-            "EvenGrid",
-            "InClock",
-            "Interval",
-            "KarrasGrid",
-            "KarrasPoints",
-            "LogNormal",
-            "LogitNormal",
-            "Minimum",
-            "Mixture",
-            "Pair",
-            "PathGrid",
-            "Point",
-            "Product",
-            "Ramp",
-            "Shifted",
-            "ShiftedGrid",
-            "Switch",
-            "TableGrid",
-            "Uniform",
-            "central",
-        )
-    },
-    **{
-        n: getattr(clocks, n)
-        for n in ("ByPath", "KarrasSteps", "KarrasUniform", "Timesteps")
-    },
-    **{
-        n: getattr(sampling, n)
-        for n in ("Consistency", "Deterministic", "Gamma", "HopFirst", "SDE")
-    },
-    **{
-        name: getattr(paths, name)
-        for name in (
-            "bridge_linear",
-            "bridge_residual",
-            "edm",
-            "linear",
-            "trigflow",
-            "vp",
-            "vp_cosine",
-            "vp_scaled_linear",
-        )
-    },
-    **{
-        name: getattr(solvers, name)
-        for name in ("DDIM", "DPMSolverPP2M", "Euler", "FireFlow", "Heun", "Midpoint")
-    },
-    **{
-        name: getattr(curricula, name)
-        for name in ("DoublingSegments", "RootSegments", "SegmentDecay", "Shrink")
-    },
-    **{
-        name: getattr(draws, name)
-        for name in (
-            *("Among", "Denoised", "Jump", "Rollout", "StoredPairs"),
-            *("StoredTrajectory", "TeacherTrajectory"),
-        )
-    },
-    "Augmentation": data.Augmentation,
-    "Fit": fits.Fit,
-    "MinSNR": fits.MinSNR,
-    "skew": losses.skew,
-    "PseudoHuberElement": metrics.PseudoHuberElement,
-    "PseudoHuberVector": metrics.PseudoHuberVector,
-    "finite_difference": losses.finite_difference,
-}
 
-# Functions of a correction: a call fixes their other arguments.
-_PARTIAL: dict[str, Callable[..., Any]] = {
-    "clip": transforms.clip,
-    "normalize_tangent": transforms.normalize_tangent,
-}
-
-_VALUES: dict[str, Any] = {
-    "absolute": metrics.absolute,
-    "constant": weights.constant,
-    "exact": losses.exact,
-    "half_mse": metrics.half_mse,
-    "inverse_gap": weights.inverse_gap,
-    "inverse_output_scale": weights.inverse_output_scale,
-    "l2_norm": transforms.l2_norm,
-    "largest": metrics.largest,
-    "mse_cosine": metrics.mse_cosine,
-    "norm": metrics.norm,
-    "rms_norm": transforms.rms_norm,
-    "snr": weights.snr,
-    "snr_plus_one": weights.snr_plus_one,
-    "sum_squares": metrics.sum_squares,
-    "truncated_snr": weights.truncated_snr,
-    **_PARTIAL,
-}
-
-NAMES = tuple(sorted({*_CALLS, *_VALUES}))
+def names() -> tuple[str, ...]:
+    """All names that a config may write."""
+    return tuple(sorted({*words.CALLS, *words.VALUES}))
 
 
 def parse(text: str) -> Any:
     """Reads a value.
 
     Args:
-      text: a Python literal, a name of `NAMES`, or a call of one with such arguments.
+      text: a Python literal, a name of `names`, or a call of one with such arguments.
 
     Returns:
       The value.
@@ -152,23 +54,21 @@ def _read(node: ast.AST, text: str) -> Any:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_read(node.operand, text)
     if isinstance(node, ast.Name):
-        if node.id not in _VALUES:
-            raise ValueError(f"in {text!r}: " + unknown("name", node.id, NAMES))
-        return _VALUES[node.id]
+        if node.id not in words.VALUES:
+            raise ValueError(f"in {text!r}: " + unknown("name", node.id, names()))
+        return words.VALUES[node.id]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name = node.func.id
         args = [_read(arg, text) for arg in node.args]
         kwargs = {k.arg: _read(k.value, text) for k in node.keywords if k.arg}
-        if name in _PARTIAL:
-            return functools.partial(_PARTIAL[name], *args, **kwargs)
-        if name not in _CALLS:
-            raise ValueError(f"in {text!r}: " + unknown("name", name, NAMES))
+        if name not in words.CALLS:
+            raise ValueError(f"in {text!r}: " + unknown("name", name, names()))
         try:
-            return _CALLS[name](*args, **kwargs)
+            return words.CALLS[name](*args, **kwargs)
         except TypeError as error:
             raise ValueError(f"in {text!r}: {error}") from error
     raise ValueError(
-        f"cannot read {text!r}: only literals and calls of known names: {NAMES}"
+        f"cannot read {text!r}: only literals and calls of known names: {names()}"
     )
 
 
@@ -179,7 +79,7 @@ def resolve(value: Any) -> Any:
     """
     if isinstance(value, str):
         head = value.strip().split("(", 1)[0]
-        return parse(value) if "(" in value or head in NAMES else value
+        return parse(value) if "(" in value or head in names() else value
     if isinstance(value, Mapping):
         return {name: resolve(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -27,6 +27,8 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from distilljax.runtime import words
+
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
@@ -48,23 +50,27 @@ def _trailing(x: Array, leading: int) -> tuple[int, ...]:
     return tuple(range(leading, x.ndim))
 
 
+@words.value
 def half_mse(output: Array, direction: Array, leading: int) -> Array:
     """``r^2 / 2`` per element."""
     return 0.5 * residual(output, direction) ** 2
 
 
+@words.value
 def sum_squares(output: Array, direction: Array, leading: int) -> Array:
     """``sum r^2`` per sample: the squared error of most papers."""
     r = residual(output, direction)
     return jnp.sum(r**2, axis=_trailing(r, leading))
 
 
+@words.value
 def absolute(output: Array, direction: Array, leading: int) -> Array:
     """``|r|`` per element: ``l1`` of consistency models; gradient 0 at 0."""
     r = residual(output, direction)
     return r * jnp.sign(sg(r))
 
 
+@words.value
 def largest(output: Array, direction: Array, leading: int) -> Array:
     """``max |r|`` per sample: ``linf`` of consistency models."""
     r = absolute(output, direction, leading)
@@ -77,11 +83,13 @@ def _safe_sqrt(squared: Array) -> Array:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), 0.0)
 
 
+@words.value
 def norm(output: Array, direction: Array, leading: int) -> Array:
     """``|r|`` per sample; gradient 0 at 0."""
     return _safe_sqrt(sum_squares(output, direction, leading))
 
 
+@words.value
 def mse_cosine(output: Array, direction: Array, leading: int) -> Array:
     """``mean r^2 + mean(1 - cos)``, the cosine of output and target on the last axis.
 
@@ -99,6 +107,7 @@ def mse_cosine(output: Array, direction: Array, leading: int) -> Array:
     return jnp.mean(r**2, axis=_trailing(r, leading)) + apart
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class PseudoHuberVector:
     """``sqrt(|r|^2 + c^2) - c`` per sample (Song and Dhariwal 2023, eq. 7).
@@ -114,6 +123,7 @@ class PseudoHuberVector:
         return _safe_sqrt(squared + self.c**2) - self.c
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class PseudoHuberElement:
     """``sqrt(r^2 + c^2) - c`` per element, averaged (LCM, PCM, DCM codes).

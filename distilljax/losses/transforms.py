@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec, reshard
 
 from distilljax.diffusion.paths import expand
 from distilljax.losses.corrections import Correction, leading_axes
+from distilljax.runtime import words
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -28,16 +29,19 @@ def _wide(x: Array) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+@words.value
 def l2_norm(x: Array, axes: tuple[int, ...]) -> Array:
     """Euclidean norm over ``axes``, kept."""
     return jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
 
 
+@words.value
 def rms_norm(x: Array, axes: tuple[int, ...]) -> Array:
     """Root mean square over ``axes``, kept."""
     return jnp.sqrt(jnp.mean(x**2, axis=axes, keepdims=True))
 
 
+@words.partial
 def normalize_tangent(
     c: Correction,
     constant: float = 0.1,
@@ -61,6 +65,7 @@ def normalize_tangent(
     return c._replace(direction=wide / (norm(wide, _axes(c)) + constant))
 
 
+@words.partial
 def clip(c: Correction, limit: float = 1.0) -> Correction:
     """Clips every element of the direction to ``[-limit, limit]``."""
     return c._replace(direction=jnp.clip(c.direction, -limit, limit))

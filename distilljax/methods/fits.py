@@ -24,11 +24,13 @@ from distilljax.diffusion.predictions import (
 )
 from distilljax.diffusion.times import Law, Schedule
 from distilljax.methods.parts import noised, path_of, told_field
+from distilljax.runtime import words
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
     """``min(alpha^2 / sigma^2, cap)``: the weight of Min-SNR on the error of ``x0``.
@@ -48,6 +50,7 @@ class MinSNR:
         return jax.numpy.minimum(ratio**2, self.cap)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """How a fake score is fitted: ``weight(t) |p_psi(x_t, t) - p*|^2 / 2``.

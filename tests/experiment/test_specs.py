@@ -1,4 +1,4 @@
-"""Values written as text: a fixed list of names, and nothing else."""
+"""Values written as text: names that registered themselves, and nothing else."""
 
 import inspect
 

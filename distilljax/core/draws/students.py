@@ -11,6 +11,7 @@ import numpy as np
 
 from distilljax.diffusion.paths import Path
 from distilljax.diffusion.times import Grid, Law, PathGrid
+from distilljax.runtime import words
 from distilljax.runtime.axes import looked_up
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ Array = jax.Array
 sg = jax.lax.stop_gradient
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Among:
     """Guidance scales drawn with equal chances from a list."""
@@ -60,6 +62,7 @@ class Scales:
         return ctx.zeros() + self.of
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Rollout:
     """The student's own sample after some steps of its sampler (backward simulation).
@@ -358,6 +361,7 @@ class OdeRollout:
         return {"x0": x0, "x_s": path.jump(x0, sg(x), t, s), "t": t, "s": s}
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Denoised:
     """The student's prediction of the data from noised data, at the times of a grid.
@@ -398,6 +402,7 @@ class Denoised:
         return _jumped(self, ctx, path, looked_up(times, step))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Jump:
     """The student's prediction of the data from noised data, at times of a law.

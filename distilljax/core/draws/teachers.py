@@ -14,6 +14,7 @@ from distilljax.diffusion.paths import Path
 from distilljax.diffusion.predictions import Prediction
 from distilljax.diffusion.solvers import Heun, Solver, solve
 from distilljax.diffusion.times import Grid, PathGrid, between
+from distilljax.runtime import words
 
 if TYPE_CHECKING:
     from distilljax.core.context import Context
@@ -22,6 +23,7 @@ Array = jax.Array
 sg = jax.lax.stop_gradient
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class TeacherTrajectory:
     """States of the teacher's own ODE trajectory from noise, and where it ends.
@@ -114,6 +116,7 @@ def follow(
     return jnp.concatenate([start[None], kept]), end
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class StoredPairs:
     """Noise-image pairs that come with the batch, in place of `TeacherTrajectory`.
@@ -139,6 +142,7 @@ class StoredPairs:
         return {"states": start[None], "times": (t,), "end": ctx.data["x0"]}
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class StoredTrajectory:
     """Teacher trajectories that come with the batch, in place of `TeacherTrajectory`.
