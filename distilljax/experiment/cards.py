@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib.util
 import inspect
 import pathlib
@@ -310,7 +311,7 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
         built["lora"] = adapters.network(built)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
     for role in [r for r in rest if isinstance(rest[r], Mapping)]:
-        if role not in ALL_ROLES or role in method.roles:
+        if role in method.roles or role not in every_role():
             continue
         # An option may take a role out (gan_weight=0 the discriminator), whose section
         # then says nothing; a role that the method never has is a mistake.
@@ -331,14 +332,10 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     )
 
 
-ALL_ROLES = (
-    "student",
-    "teacher",
-    "fake_score",
-    "discriminator",
-    "log_weight",
-    "target",
-)
+@functools.cache
+def every_role() -> frozenset[str]:
+    """Names of the roles of all methods."""
+    return frozenset(r for name in methods.CATALOGUE for r in methods.build(name).roles)
 
 
 class Outline(NamedTuple):
