@@ -79,8 +79,9 @@ def picture(blocks: list[tuple[str, np.ndarray, np.ndarray, str]]) -> Image.Imag
         axes.set_title(title, fontsize=14, weight="bold", color=colour, loc="left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
-    # 64 colours are enough for grey digits, and a third of the file.
-    return Image.open(buffer).convert("RGB").quantize(64)
+    # 64 colours, the title's among them, are enough for grey digits.
+    whole = Image.open(buffer).convert("RGB")
+    return whole.quantize(64, method=Image.Quantize.MAXCOVERAGE)
 
 
 def main() -> None:

@@ -3,10 +3,10 @@
     distilljax train --config=configs/mnist/teacher.py --out=runs/mnist/teacher
 
 Data: `python examples/fifty_against_one.py --digits` writes it.
-Hardware: 1 CPU core. Cost: 1300 cycles of 192, 185 s of CPU.
+Hardware: 1 CPU core. Cost: 1300 cycles of 192, 202 s of CPU.
 Expected: Frechet distance on pixels 20.0 with 50 evaluations, 120 with one (1000
 samples against the 5000 digits, one seed; precision 1.00, recall 0.15 and 0.00).
-Reproduces: no paper's row. With the weight `min_snr=5.0` and label_std 0.02, 3000
+Reproduces: no paper's row. With `min_snr=5.0`, labels dropped and label_std 0.02, 3000
 cycles came to 15.8, but many samples showed another class than was asked for.
 """
 
