@@ -21,8 +21,9 @@ from distilljax import generation, methods, promotion, taught
 from distilljax._version import __version__
 from distilljax.binding import Network
 from distilljax.diagnosis import Diagnosis
+from distilljax.errors import check_whole
 from distilljax.evaluation import image_grid, sample_files, save_png
-from distilljax.labels import named, names_of, numbered
+from distilljax.labels import asked, named, names_of
 from distilljax.method import Method
 from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
@@ -403,12 +404,12 @@ def sample(
       ValueError: if conditions or starts are missing, or given to a student that takes
         none, and on lengths or labels that do not fit.
     """
-    if count is not None and count < 1:
+    if count is not None and check_whole("count", count) < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
     to = None if out is None else sample_files.target(out, fitted.sample_shape)
     _check_inputs(fitted, cond, start)
-    labels = numbered(labels, fitted.class_names)
+    labels = asked(labels, fitted)
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)

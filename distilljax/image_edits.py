@@ -22,7 +22,7 @@ from distilljax import editing, generation, promotion, storage
 from distilljax.api import Fitted, load, saving
 from distilljax.errors import unknown
 from distilljax.evaluation import sample_files
-from distilljax.labels import numbered
+from distilljax.labels import asked
 from distilljax.method import Method
 from distilljax.paths import Path
 from distilljax.sampling import Hooks, sample
@@ -161,7 +161,7 @@ def edit(
             f"labels must be given, one per image: the student has classes 0 .. "
             f"{fitted.num_classes - 1}"
         )
-    labels = numbered(labels, fitted.class_names)
+    labels = asked(labels, fitted)
     path = generation.sampling_path(method, fitted.network)
     times = _times(method, path, steps, noise, strength)
     given = {"images": observed}

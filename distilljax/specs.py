@@ -24,7 +24,7 @@ from distilljax import (
     times,
     transforms,
 )
-from distilljax.errors import unknown
+from distilljax.errors import check_finite, unknown
 from distilljax.methods import curricula, fits, weights
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -145,11 +145,16 @@ def parse(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"cannot read {text!r}: {error.msg}") from error
-    return _read(tree, text)
+    try:
+        return _read(tree, text)
+    except TypeError as error:
+        # Of a call, the sign of a text, the key of a mapping.
+        raise ValueError(f"in {text!r}: {error}") from error
 
 
 def _read(node: ast.AST, text: str) -> Any:
     if isinstance(node, ast.Constant):
+        check_finite(f"a number in {text!r}", node.value)
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_read(item, text) for item in node.elts)
@@ -170,10 +175,7 @@ def _read(node: ast.AST, text: str) -> Any:
             return functools.partial(_PARTIAL[name], *args, **kwargs)
         if name not in _CALLS:
             raise ValueError(f"in {text!r}: " + unknown("name", name, NAMES))
-        try:
-            return _CALLS[name](*args, **kwargs)
-        except TypeError as error:
-            raise ValueError(f"in {text!r}: {error}") from error
+        return _CALLS[name](*args, **kwargs)
     raise ValueError(
         f"cannot read {text!r}: only literals and calls of known names: {NAMES}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from distilljax.errors import unknown
+from distilljax.errors import check_finite, unknown
 from distilljax.method import Citation, Method
 from distilljax.methods.adversarial import LADD, ladd
 from distilljax.methods.anchored import FACM, facm
@@ -306,7 +306,8 @@ def build(name: str, **options: Any) -> Method:
       The method.
 
     Raises:
-      ValueError: for an unknown name or option, with the near matches.
+      ValueError: for an unknown name or option, with the near matches, or an option
+        that is NaN or infinite.
     """
     import inspect
 
@@ -317,4 +318,10 @@ def build(name: str, **options: Any) -> Method:
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of method {name!r}", option, known))
-    return factory(**options)
+        check_finite(f"option {option!r} of method {name!r}", options[option])
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"options of method {name!r} do not fit ({error}): {options}"
+        ) from error
