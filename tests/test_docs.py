@@ -12,9 +12,9 @@ from PIL import Image
 
 import distilljax
 from distilljax import cards, data
-from distilljax.api import Fitted
+from distilljax.core.method import Method
 from distilljax.data import arrays
-from distilljax.method import Method
+from distilljax.experiment.api import Fitted
 from distilljax.methods import CATALOGUE, flow_matching, scm
 from distilljax.training.placement import tree_shardings
 from tests import toy

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from distilljax.data.sources import Sample, Source
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 
 # Numbers that a change tells the network.
 COUNTS = {"mirror": 1, "flip": 1, "scale": 1, "rotate": 2, "stretch": 2, "shift": 2}

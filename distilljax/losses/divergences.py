@@ -29,7 +29,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 

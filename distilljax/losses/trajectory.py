@@ -15,10 +15,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.corrections import Correction, correct, toward
-from distilljax.flow_maps import AffineFlowMap, FlowMap
-from distilljax.paths import Time, expand
-from distilljax.predictions import VELOCITY, convert
+from distilljax.diffusion.flow_maps import AffineFlowMap, FlowMap
+from distilljax.diffusion.paths import Time, expand
+from distilljax.diffusion.predictions import VELOCITY, convert
+from distilljax.losses.corrections import Correction, correct, toward
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from distilljax.errors import check_finite, unknown
-from distilljax.method import Citation, Method
+from distilljax.core.method import Citation, Method
 from distilljax.methods.adversarial import LADD, ladd
 from distilljax.methods.anchored import FACM, facm
 from distilljax.methods.composed import RCM, SANA_SPRINT, rcm, sana_sprint
@@ -57,6 +56,7 @@ from distilljax.methods.two_time import (
     ayf_emd,
     ayf_lmd,
 )
+from distilljax.runtime.errors import check_finite, unknown
 
 __all__ = [
     "CATALOGUE",
@@ -325,3 +325,7 @@ def build(name: str, **options: Any) -> Method:
         raise ValueError(
             f"options of method {name!r} do not fit ({error}): {options}"
         ) from error
+
+
+# Floors that modules here may import.
+IMPORTS = ("runtime", "diffusion", "losses", "core")

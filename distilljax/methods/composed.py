@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distilljax.composition import compose
-from distilljax.draws import Guidance, Jump
-from distilljax.method import Citation, Method, Stage
-from distilljax.methods.adversarial import ladd
-from distilljax.methods.consistency import scm
-from distilljax.methods.distribution import dmd2
-from distilljax.paths import Path, trigflow
-from distilljax.times import (
+from distilljax.core.composition import compose
+from distilljax.core.draws import Guidance, Jump
+from distilljax.core.method import Citation, Method, Stage
+from distilljax.diffusion.paths import Path, trigflow
+from distilljax.diffusion.times import (
     ArctanNormal,
     Grid,
     InClock,
@@ -26,6 +23,9 @@ from distilljax.times import (
     TableGrid,
     Uniform,
 )
+from distilljax.methods.adversarial import ladd
+from distilljax.methods.consistency import scm
+from distilljax.methods.distribution import dmd2
 
 RCM = Citation(
     "rcm",

@@ -7,15 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import looked_up
-from distilljax.binding import told
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Guidance
-from distilljax.flow_maps import FlowMap
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.binding import told
+from distilljax.core.context import Context
+from distilljax.core.draws import Guidance
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -26,6 +22,24 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion.flow_maps import FlowMap
+from distilljax.diffusion.paths import Path, Time, trigflow
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.solvers import DDIM, Heun, Solver, solve
+from distilljax.diffusion.times import (
+    Grid,
+    KarrasPoints,
+    Law,
+    LogNormal,
+    PathGrid,
+    Ramp,
+    Schedule,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.metrics import Metric, PseudoHuberElement, half_mse
+from distilljax.losses.trajectory import Derivative, exact
 from distilljax.methods.parts import (
     TEACHER,
     dropped,
@@ -38,20 +52,7 @@ from distilljax.methods.parts import (
     telling,
 )
 from distilljax.methods.weights import LevelWeight, constant, noise_ratio
-from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, Time, trigflow
-from distilljax.sampling import Consistency
-from distilljax.solvers import DDIM, Heun, Solver, solve
-from distilljax.times import (
-    Grid,
-    KarrasPoints,
-    Law,
-    LogNormal,
-    PathGrid,
-    Ramp,
-    Schedule,
-    value_at,
-)
+from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
 

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import untyped
-from distilljax.context import Context
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -21,6 +20,26 @@ from distilljax.method import (
     Sampling,
     Term,
     check,
+)
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import (
+    Grid,
+    GrowingGrid,
+    KarrasGrid,
+    KarrasPoints,
+    Law,
+    LogNormal,
+    PathGrid,
+    Schedule,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.metrics import (
+    Metric,
+    PseudoHuberVector,
+    half_mse,
+    norm,
 )
 from distilljax.methods.curricula import (
     DoublingSegments,
@@ -38,25 +57,7 @@ from distilljax.methods.weights import (
 from distilljax.methods.weights import (
     inverse_output_scale as inverse_output_scale,
 )
-from distilljax.metrics import (
-    Metric,
-    PseudoHuberVector,
-    half_mse,
-    norm,
-)
-from distilljax.paths import Path
-from distilljax.sampling import Consistency
-from distilljax.times import (
-    Grid,
-    GrowingGrid,
-    KarrasGrid,
-    KarrasPoints,
-    Law,
-    LogNormal,
-    PathGrid,
-    Schedule,
-    value_at,
-)
+from distilljax.runtime.axes import untyped
 
 Array = jax.Array
 

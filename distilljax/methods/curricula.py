@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from distilljax.times import Schedule, value_at
+from distilljax.diffusion.times import Schedule, value_at
 
 Array = jax.Array
 

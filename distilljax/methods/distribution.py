@@ -8,12 +8,10 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.clocks import CLOCK_GRID, ByPath, KarrasUniform, Timesteps
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Rollout, TeacherTrajectory, Trajectory
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import Rollout, TeacherTrajectory, Trajectory
+from distilljax.core.method import (
     Citation,
     Method,
     Out,
@@ -24,6 +22,20 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion.clocks import CLOCK_GRID, ByPath, KarrasUniform, Timesteps
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import (
+    Grid,
+    Law,
+    LogNormal,
+    Product,
+    Schedule,
+    Uniform,
+    central,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
 from distilljax.methods.fits import Fit, fit_score
 from distilljax.methods.parts import (
     BELOW_NOISE,
@@ -38,9 +50,6 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
-from distilljax.paths import Path
-from distilljax.sampling import Consistency
-from distilljax.times import Grid, Law, LogNormal, Product, Schedule, Uniform, central
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

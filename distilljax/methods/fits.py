@@ -8,12 +8,11 @@ from collections.abc import Callable
 import jax
 
 from distilljax import losses
-from distilljax.binding import Bound
-from distilljax.context import Context
-from distilljax.method import Term
-from distilljax.methods.parts import noised, path_of, told_field
-from distilljax.paths import Path, expand
-from distilljax.predictions import (
+from distilljax.core.binding import Bound
+from distilljax.core.context import Context
+from distilljax.core.method import Term
+from distilljax.diffusion.paths import Path, expand
+from distilljax.diffusion.predictions import (
     EPS,
     SCORE,
     VELOCITY,
@@ -23,7 +22,8 @@ from distilljax.predictions import (
     kind_of,
     recompose,
 )
-from distilljax.times import Law, Schedule
+from distilljax.diffusion.times import Law, Schedule
+from distilljax.methods.parts import noised, path_of, told_field
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

@@ -5,13 +5,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.clocks import CLOCK_GRID, ByPath, KarrasSteps, KarrasUniform
-from distilljax.context import Context
-from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
-from distilljax.fields import Field
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
+from distilljax.core.method import Citation, Method, Out, Sampling, Term, check
+from distilljax.diffusion.clocks import CLOCK_GRID, ByPath, KarrasSteps, KarrasUniform
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import VELOCITY, X0, convert, decompose
+from distilljax.diffusion.sampler import Consistency, Deterministic
+from distilljax.diffusion.times import (
+    EvenGrid,
+    Grid,
+    Law,
+    LogNormal,
+    Schedule,
+    Uniform,
+    central,
+)
+from distilljax.losses import transforms
 from distilljax.losses.divergences import Divergence, divergence_of
-from distilljax.method import Citation, Method, Out, Sampling, Term, check
+from distilljax.losses.metrics import Metric, PseudoHuberElement, half_mse
 from distilljax.methods.distribution import ALL_TIMES, DMD2, GAP_TIMES, dmd2
 from distilljax.methods.fits import Fit, MinSNR, fit_score
 from distilljax.methods.parts import (
@@ -28,11 +42,6 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
-from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path
-from distilljax.predictions import VELOCITY, X0, convert, decompose
-from distilljax.sampling import Consistency, Deterministic
-from distilljax.times import EvenGrid, Grid, Law, LogNormal, Schedule, Uniform, central
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

@@ -8,12 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import fields, losses, transforms
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Guidance
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import Guidance
+from distilljax.core.method import (
     Citation,
     Method,
     Out,
@@ -23,6 +21,20 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion import fields
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.times import (
+    Interval,
+    Minimum,
+    PairLaw,
+    Ramp,
+    Schedule,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.trajectory import Derivative, exact
 from distilljax.methods.parts import (
     TEACHER,
     guidance_needs,
@@ -30,16 +42,6 @@ from distilljax.methods.parts import (
     per_sample_norm,
     scale_of,
     telling,
-)
-from distilljax.paths import Path
-from distilljax.sampling import Deterministic
-from distilljax.times import (
-    Interval,
-    Minimum,
-    PairLaw,
-    Ramp,
-    Schedule,
-    value_at,
 )
 
 Array = jax.Array

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path, guard
+from distilljax.diffusion.paths import Path, guard
 
 Array = jax.Array
 LevelWeight = Callable[[Array, Array, float], Array]
