@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distilljax import storage
 from distilljax.bench.suites import STEPS
 from distilljax.evaluation.panels import (
     FAINT,
@@ -22,7 +21,8 @@ from distilljax.evaluation.panels import (
     plain_log,
 )
 from distilljax.evaluation.plots import image_grid
-from distilljax.extras import needed
+from distilljax.runtime import storage
+from distilljax.runtime.extras import needed
 
 _POINTS, _LIMIT = 1500, 28
 # Points of type, and inches of a panel of samples.
