@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from benchmarks import measure
 from benchmarks.measure import Result, Scale
 from distilljax import methods
-from distilljax.method import batches
+from distilljax.core.method import batches
 from distilljax.training import build_cycle
 from distilljax.training.state import (
     frozen_roles,

@@ -25,8 +25,14 @@ from benchmarks.workload import CARDS, SMALL
 from distilljax import api, cards, evaluation, generation, storage
 from distilljax.bench import digits
 from distilljax.data import degraded_digits
-from distilljax.errors import unknown
-from distilljax.judge import SEEDS, STEPS, TEACHER_NFE, Judge, RestorationJudge
+from distilljax.experiment.judge import (
+    SEEDS,
+    STEPS,
+    TEACHER_NFE,
+    Judge,
+    RestorationJudge,
+)
+from distilljax.runtime.errors import unknown
 from distilljax.training.claim import differing
 
 TEACHER, RESTORER = "teacher", "restoration_teacher"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure, workload
 from benchmarks.measure import Result, Scale
-from distilljax.generation import student_sampler
+from distilljax.sampling.generation import student_sampler
 
 CALLS = 8
 BATCH = 512

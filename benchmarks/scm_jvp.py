@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks import measure, workload
 from benchmarks.measure import Result, Scale
-from distilljax.binding import Bound
+from distilljax.core.binding import Bound
 from distilljax.training import build_cycle
 from distilljax.training.cost import cycle_evaluations
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from benchmarks.measure import Scale
 from distilljax import cards
-from distilljax.binding import Network
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, batches
 from distilljax.data import pipeline
-from distilljax.method import Method, batches
 from distilljax.training import Hooks, TrainConfig, View, train
 from distilljax.training.roles import Setup, make_setup
 from distilljax.training.state import TrainState, create_frozen, create_state

@@ -2,6 +2,6 @@
 
 import sys
 
-from distilljax.cli import main
+from distilljax.cli.app import main
 
 sys.exit(main())

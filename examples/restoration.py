@@ -15,13 +15,13 @@ import pathlib
 
 import jax
 import numpy as np
+from distilljax.judge import TEACHER_NFE, RestorationJudge
+from distilljax.solvers import Euler
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from distilljax import api, generation
 from distilljax.data import degraded_digits
-from distilljax.judge import TEACHER_NFE, RestorationJudge
-from distilljax.solvers import Euler
 
 SHOWN = 12
 PICTURED = (

@@ -141,7 +141,7 @@ digest = hashlib.sha256((sys.version + sys.argv[1]).encode())
 for name in sys.argv[2:]:
     digest.update(pathlib.Path(name).read_bytes())
 print(digest.hexdigest())
-' "$ROOT" "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT/distilljax/_version.py" \
+' "$ROOT" "$ROOT/pyproject.toml" "$ROOT/setup.py" "$ROOT/distilljax/__about__.py" \
     "$CONSTRAINTS"
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests in the environment of this repository.
 #
-#   bash launch/test.sh [--full] [arguments of pytest, paths from the repository root]
+#   bash launch/test.sh [--full[=k/n]] [arguments of pytest, paths from the root]
 #
-# Without --full the tests marked "full" are left out and the rest takes at most
-# 15 minutes on 2 cores.
+# Without --full the tests marked "full" are left out, by hand or because they take long
+# (tests/dear.py), and the rest takes at most 15 minutes on 2 cores. --full runs all,
+# --full=k/n the rest and the k-th of n parts of those.
 set -euo pipefail
 
 # shellcheck source-path=SCRIPTDIR
@@ -16,6 +17,7 @@ arguments=()
 for argument in "$@"; do
   case "$argument" in
     --full) marked=() ;;
+    --full=*) marked=("--shard=${argument#--full=}") ;;
     *) arguments+=("$argument") ;;
   esac
 done

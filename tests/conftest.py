@@ -30,6 +30,20 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import bucket as buckets  # noqa: E402
+from tests import dear  # noqa: E402
+
+
+def pytest_addoption(parser):
+    dear.addoption(parser)
+
+
+def pytest_configure(config):
+    dear.configure(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    dear.mark(config, items, dear.read())
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import paths
-from distilljax.oracles import Gaussian
+from distilljax.diffusion.oracles import Gaussian
 
 PATHS = {
     "linear": paths.linear(),

@@ -14,7 +14,7 @@ from PIL import Image
 
 import distilljax
 from distilljax import api, cards, cli, data, generation, methods
-from distilljax.pairs import write_pairs
+from distilljax.experiment.pairs import write_pairs
 from distilljax.training import loop
 from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.config import CheckpointConfig

@@ -12,10 +12,10 @@ from PIL import Image
 
 import distilljax
 from distilljax import cards, data
-from distilljax.api import Fitted
+from distilljax.core.method import Method
 from distilljax.data import arrays
-from distilljax.method import Method
-from distilljax.methods import CATALOGUE, flow_matching, scm
+from distilljax.experiment.api import Fitted
+from distilljax.methods import flow_matching, scm
 from distilljax.training.placement import tree_shardings
 from tests import toy
 
@@ -106,13 +106,6 @@ def test_the_edits_of_the_page_run():
     np.testing.assert_array_equal(space["filled"][:, :4], images[:, :4])
     for picture in re.findall(r"\]\((editing/.*?\.png)\)", text):
         assert (ROOT / "docs" / picture).is_file(), picture
-
-
-def test_the_readme_lists_the_catalogue():
-    text = (ROOT / "README.md").read_text()
-    for name, entry in CATALOGUE.items():
-        assert f"| `{name}` | {entry.family} |" in text, name
-        assert entry.cite.venue in text, name
 
 
 def test_the_evaluation_page_measures(capsys):

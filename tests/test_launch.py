@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from distilljax import cli
+from distilljax.cli import app as cli
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]

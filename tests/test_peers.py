@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.measure import TINY
 from benchmarks.peers import drifting, fastgen, imf, meanflow, shortcut, side
-from distilljax.times import Pair
+from distilljax.diffusion.times import Pair
 
 
 def test_our_sides_cost_what_the_official_ones_do():

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import paths
-from distilljax.binding import Network
-from distilljax.paths import Path
+from distilljax.core.binding import Network
+from distilljax.diffusion.paths import Path
 
 Array = jax.Array
 FREQUENCIES = (1.0, 2.0, 4.0)

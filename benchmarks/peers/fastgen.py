@@ -33,8 +33,8 @@ from benchmarks.measure import Result, Scale
 from benchmarks.peers import side
 from benchmarks.peers.side import Peer, Side
 from distilljax import methods, networks
-from distilljax.binding import Network
-from distilljax.method import Method
+from distilljax.core.binding import Network
+from distilljax.core.method import Method
 
 PEER = Peer(
     "NVlabs/FastGen",

@@ -27,8 +27,8 @@ import optax
 from benchmarks.measure import Result, Scale
 from benchmarks.peers import side
 from benchmarks.peers.side import Peer, Side
+from distilljax.diffusion.times import LogitNormal, Pair
 from distilljax.methods import mean_flow
-from distilljax.times import LogitNormal, Pair
 
 PEER = Peer(
     "Lyy-iiis/imeanflow",

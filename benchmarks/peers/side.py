@@ -19,8 +19,8 @@ from benchmarks import measure
 from benchmarks.measure import Block, Result, Scale
 from benchmarks.workload import filled
 from distilljax import networks
-from distilljax.binding import Network
-from distilljax.method import Method, batches
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, batches
 from distilljax.networks.embeddings import Frequencies
 from distilljax.training import TrainConfig, build_cycle
 from distilljax.training.cost import matmul_flops

@@ -11,8 +11,9 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax import releases
 from distilljax.recipes import pod_card
+
+from distilljax import releases
 
 
 def get_config(source="tfds"):

@@ -12,8 +12,9 @@ Expected: not measured.
 Reproduces: no paper's row.
 """
 
-from distilljax import releases
 from distilljax.recipes import pod_card
+
+from distilljax import releases
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """Every method on the same bench: one teacher, one network, one budget, one table."""
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 with needed("distilljax.bench"):
     from distilljax.bench.front import QUICK, SUITES, make_suite, run_suite
@@ -20,3 +20,18 @@ __all__ = [
     "run",
     "run_suite",
 ]
+
+# Floors that modules here may import.
+IMPORTS = (
+    "runtime",
+    "diffusion",
+    "losses",
+    "core",
+    "methods",
+    "networks",
+    "data",
+    "evaluation",
+    "training",
+    "sampling",
+    "experiment",
+)

@@ -16,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax import cards, evaluation, generation, methods, recipes, specs
+from distilljax import evaluation, methods
 from distilljax.bench.entries import mean_hops, settings_of
 from distilljax.bench.suites import BATCH, STEPS, Entry, Suite, no_reward
-from distilljax.binding import Network
+from distilljax.core.binding import Network
+from distilljax.core.method import Method
 from distilljax.data import digits as digits_source
-from distilljax.judge import TEACHER_NFE, Judge
-from distilljax.method import Method
+from distilljax.experiment import cards, recipes, specs
+from distilljax.experiment.judge import TEACHER_NFE, Judge
 from distilljax.methods import CATALOGUE
 from distilljax.methods.parts import BELOW_NOISE
+from distilljax.sampling import generation
 
 MISSING = {
     "flow_matching": "it makes teachers; students start from the quick start's",

@@ -10,13 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from distilljax.bench.suites import Entry
-from distilljax.draws import TeacherTrajectory
-from distilljax.methods import CATALOGUE
-from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
-from distilljax.methods.parts import BELOW_NOISE
-from distilljax.metrics import half_mse
-from distilljax.solvers import DPMSolverPP2M
-from distilljax.times import (
+from distilljax.core.draws import TeacherTrajectory
+from distilljax.diffusion.solvers import DPMSolverPP2M
+from distilljax.diffusion.times import (
     ArctanNormal,
     EvenGrid,
     LogitNormal,
@@ -26,6 +22,10 @@ from distilljax.times import (
     Uniform,
     central,
 )
+from distilljax.losses.metrics import half_mse
+from distilljax.methods import CATALOGUE
+from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
+from distilljax.methods.parts import BELOW_NOISE
 
 MISSING = {
     "flow_matching": "it makes teachers, and the teacher is exact",

@@ -11,7 +11,7 @@ from distilljax.bench.digits import digits
 from distilljax.bench.mixtures import mixture
 from distilljax.bench.runner import SEEDS, run
 from distilljax.bench.suites import Suite
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 
 SUITES = ("mixture", "digits")
 # One or two of every family.

@@ -15,14 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import networks, paths, storage
+from distilljax import networks
 from distilljax.bench.entries import MISSING, mixture_entries, start_entry
 from distilljax.bench.suites import BATCH, Suite, no_reward
 from distilljax.bench.truth import Truth
-from distilljax.binding import Network
-from distilljax.method import Method
-from distilljax.oracles import GaussianMixture
-from distilljax.oracles import network as exact_network
+from distilljax.core.binding import Network
+from distilljax.core.method import Method
+from distilljax.diffusion import paths
+from distilljax.diffusion.oracles import GaussianMixture
+from distilljax.diffusion.oracles import network as exact_network
+from distilljax.runtime import storage
 
 COMPONENTS, SAMPLES = 8, 4096
 FIELDS = ("weights", "means", "stds")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distilljax import storage
 from distilljax.bench.suites import STEPS
 from distilljax.evaluation.panels import (
     FAINT,
@@ -23,7 +22,8 @@ from distilljax.evaluation.panels import (
     first_of_each,
     plain_log,
 )
-from distilljax.extras import needed
+from distilljax.runtime import storage
+from distilljax.runtime.extras import needed
 
 _POINTS, _LIMIT = 1500, 28
 # Points of type, and inches of a panel of samples.

@@ -12,11 +12,11 @@ from typing import Any
 
 from etils import epath
 
-from distilljax import storage
 from distilljax.bench import pictures
 from distilljax.bench.suites import STEPS
 from distilljax.evaluation.page import document, pairs, picture, section
-from distilljax.terminal import is_terminal
+from distilljax.runtime import storage
+from distilljax.runtime.terminal import is_terminal
 from distilljax.training.writers import Progress
 
 # Number, title, digits, in the table of one number of evaluations.

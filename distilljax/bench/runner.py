@@ -26,13 +26,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import _version, evaluation, storage
+from distilljax import __about__ as _version
+from distilljax import evaluation
 from distilljax.bench import report
 from distilljax.bench.suites import STEPS, Entry, Suite
 from distilljax.bench.training import Sampler, sampling_noise, train
-from distilljax.method import Method, Role
+from distilljax.core.method import Method, Role
+from distilljax.diffusion.sampler import Deterministic
 from distilljax.methods import CATALOGUE, flow_matching
-from distilljax.sampling import Deterministic
+from distilljax.runtime import storage
 from distilljax.training.claim import claim_results
 from distilljax.training.export import load_params, save_params
 

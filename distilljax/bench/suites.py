@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.binding import Network
-from distilljax.errors import unknown
-from distilljax.method import Method
+from distilljax.core.binding import Network
+from distilljax.core.method import Method
 from distilljax.methods import CATALOGUE, build
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 STEPS = (1, 2, 4)

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax import generation
 from distilljax.bench.suites import Entry, Suite
-from distilljax.binding import Network
-from distilljax.method import Method, Phase, batches
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, Phase, batches
+from distilljax.sampling import generation
 from distilljax.training.config import TrainConfig
 from distilljax.training.cost import run_evaluations
 from distilljax.training.cycle import run_cycle

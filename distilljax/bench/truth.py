@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import evaluation
-from distilljax.oracles import GaussianMixture
-from distilljax.paths import Path
+from distilljax.diffusion.oracles import GaussianMixture
+from distilljax.diffusion.paths import Path
 
 Array = jax.Array
 # Exact samples have keys of their own, apart from those of training and sampling.

@@ -1,6 +1,6 @@
 """Sources of samples and the pipeline that batches them."""
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 with needed("distilljax.data"):
     from distilljax.data.array_records import pairs, records, write_records
@@ -49,3 +49,6 @@ __all__ = [
     "tfds",
     "write_records",
 ]
+
+# Floors that modules here may import.
+IMPORTS = ("runtime",)

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from distilljax import storage
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
-from distilljax.errors import unknown
-from distilljax.extras import needed
-from distilljax.labels import names_of
+from distilljax.runtime import storage
+from distilljax.runtime.errors import unknown
+from distilljax.runtime.extras import needed
+from distilljax.runtime.labels import names_of
 
 FORMAT = "distilljax records 1"
 DESCRIPTION = "data.json"

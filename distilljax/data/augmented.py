@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from distilljax.data.sources import Sample, Source
-from distilljax.errors import unknown
+from distilljax.runtime import words
+from distilljax.runtime.errors import unknown
 
 # Numbers that a change tells the network.
 COUNTS = {"mirror": 1, "flip": 1, "scale": 1, "rotate": 2, "stretch": 2, "shift": 2}
@@ -44,6 +45,7 @@ _EDGE = len(SYM6) // 4
 _CHUNK = 32
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
     """Which changes an image undergoes, in this order, and how often.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from distilljax.data.sources import ArraySource, arrays, digits
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 
 # Every fourth digit is held out.
 _FOLD = 4

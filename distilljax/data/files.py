@@ -8,10 +8,10 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from distilljax import storage
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.sources import Source, arrays
+from distilljax.runtime import storage
 
 # Fields that methods read beside x0.
 _FIELDS = ("cond", "eps", "y", "weight")

@@ -14,7 +14,7 @@ from etils import epath
 
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.sources import Sample, Source
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _GREY = ("1", "L", "LA", "I", "F")

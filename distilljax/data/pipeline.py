@@ -19,7 +19,7 @@ import numpy as np
 
 from distilljax.data.readers import Ended, Hanging, Readers
 from distilljax.data.sources import Sample, Source
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 if TYPE_CHECKING:
     import grain

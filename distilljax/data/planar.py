@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distilljax.data.sources import ArraySource, arrays
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 
 
 class Mixture(NamedTuple):

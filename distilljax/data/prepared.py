@@ -11,8 +11,8 @@ import numpy as np
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import ReadSource, check_image_shape, fitted, mirrored
 from distilljax.data.sources import Sample, Source
-from distilljax.errors import unknown
-from distilljax.extras import needed
+from distilljax.runtime.errors import unknown
+from distilljax.runtime.extras import needed
 
 
 def tfds(

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.extras import needed
-from distilljax.labels import names_of
+from distilljax.runtime.extras import needed
+from distilljax.runtime.labels import names_of
 
 Sample = dict[str, np.ndarray]
 

@@ -4,7 +4,7 @@ Features and images are numpy arrays; scikit-learn, matplotlib, Pillow and torch
 imported by the functions that need them.
 """
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 with needed("distilljax.evaluation"):
     from distilljax.evaluation.classifier import Classifier, PixelClassifier
@@ -97,3 +97,6 @@ __all__ = [
     "versions",
     "write_report",
 ]
+
+# Floors that modules here may import.
+IMPORTS = ("runtime", "diffusion", "data")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 # Rows of a caption, its letters and its colours.
 HEIGHT, _SIZE = 13, 10

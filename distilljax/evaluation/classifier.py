@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation.inputs import check_images, check_labels
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 
 class Classifier(Protocol):

@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import Path, Time
 from distilljax.evaluation.inputs import check_features
 from distilljax.evaluation.statistics import (
     Moments,
     frechet_distance,
     mean_distance,
 )
-from distilljax.fields import Field
-from distilljax.paths import Path, Time
 
 Array = jax.Array
 

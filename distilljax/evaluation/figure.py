@@ -33,7 +33,7 @@ from distilljax.evaluation.summary import (
     number,
     ratio_to_teacher,
 )
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 _MARGIN, _GUTTER = 64, 48
 _BLOCK_GAP, _GROUP_GAP, _LARGEST_GROUP_GAP = 14, 44, 96

@@ -12,12 +12,12 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from distilljax.errors import unknown
 from distilljax.evaluation import statistics
 from distilljax.evaluation.features.extractor import Extracted
 from distilljax.evaluation.inputs import check_features
 from distilljax.evaluation.memorisation import Memorisation, memorisation_check
 from distilljax.evaluation.statistics import Moments
+from distilljax.runtime.errors import unknown
 
 Array = NDArray[np.float32]
 Found = tuple[float, float]

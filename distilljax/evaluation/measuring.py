@@ -24,7 +24,7 @@ from distilljax.evaluation.measures import MEASURES, Measured, choose
 from distilljax.evaluation.protocol import Measurement, Protocol
 from distilljax.evaluation.samples import Samples, Statistics, save_statistics
 from distilljax.evaluation.statistics import Moments
-from distilljax.terminal import Waiting
+from distilljax.runtime.terminal import Waiting
 
 # Samples for a feature below which the Frechet distance is called biased.
 _ROWS_PER_FEATURE = 10

@@ -9,7 +9,7 @@ from etils import epath
 from numpy.typing import NDArray
 
 from distilljax.evaluation import pictures, sample_files
-from distilljax.storage import load_arrays
+from distilljax.runtime.storage import load_arrays
 
 
 class Opened(NamedTuple):

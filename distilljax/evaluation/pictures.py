@@ -10,10 +10,10 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from distilljax import terminal
 from distilljax.data.images import SUFFIXES, decoded, is_grey, listed
 from distilljax.evaluation.plots import grid_of
-from distilljax.extras import needed
+from distilljax.runtime import terminal
+from distilljax.runtime.extras import needed
 
 
 class Pictures(NamedTuple):

@@ -12,8 +12,8 @@ from etils import epath
 from numpy.typing import ArrayLike, NDArray
 
 from distilljax.evaluation import captions as lines
-from distilljax.extras import needed
-from distilljax.storage import write_atomic
+from distilljax.runtime.extras import needed
+from distilljax.runtime.storage import write_atomic
 
 _MAGENTA = (255, 0, 255)
 _BETWEEN = 64

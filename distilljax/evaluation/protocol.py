@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from distilljax.errors import unknown
 from distilljax.evaluation.statistics import Estimate
+from distilljax.runtime.errors import unknown
 
 
 @dataclasses.dataclass(frozen=True)

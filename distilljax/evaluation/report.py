@@ -13,7 +13,7 @@ from distilljax.evaluation.figure import report_figure
 from distilljax.evaluation.files import dump_json, strict
 from distilljax.evaluation.page import report_page
 from distilljax.evaluation.panels import Curves
-from distilljax.storage import write_atomic
+from distilljax.runtime.storage import write_atomic
 
 _SECTIONS = ("seconds", "hardware", "versions", "teacher", "students")
 _COLUMNS = (

@@ -23,9 +23,9 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from distilljax import storage
 from distilljax.evaluation.plots import image_grid, save_picture
-from distilljax.labels import columns_of, named
+from distilljax.runtime import storage
+from distilljax.runtime.labels import columns_of, named
 
 ARRAYS = (".npz", ".npy")
 PICTURES = (".png", ".jpg", ".jpeg")

@@ -15,11 +15,11 @@ import numpy as np
 from etils import epath
 from numpy.typing import NDArray
 
-from distilljax.errors import unknown
 from distilljax.evaluation.inputs import check_labels
 from distilljax.evaluation.opened import Opened, open_file
 from distilljax.evaluation.statistics import Moments
-from distilljax.storage import write_atomic
+from distilljax.runtime.errors import unknown
+from distilljax.runtime.storage import write_atomic
 
 _KEYS = ("x", "x0", "samples", "images", "arr_0")
 _LABEL_KEYS = ("label", "labels", "cond", "arr_1")

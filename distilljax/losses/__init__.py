@@ -4,13 +4,6 @@ No reduction over the batch, optimizer, EMA, sampling of data or collective insi
 work under jit, vmap, scan, remat and on sharded meshes, and import jax and numpy only.
 """
 
-from distilljax.corrections import (
-    Correction,
-    correct,
-    from_value,
-    regress,
-    toward,
-)
 from distilljax.losses.adversarial import (
     approximate_r1,
     discriminator_hinge,
@@ -19,6 +12,13 @@ from distilljax.losses.adversarial import (
     generator_hinge,
     generator_nonsaturating,
     generator_relativistic,
+)
+from distilljax.losses.corrections import (
+    Correction,
+    correct,
+    from_value,
+    regress,
+    toward,
 )
 from distilljax.losses.distribution import (
     fisher,
@@ -75,3 +75,6 @@ __all__ = [
     "toward",
     "two_jumps",
 ]
+
+# Floors that modules here may import.
+IMPORTS = ("runtime", "diffusion")

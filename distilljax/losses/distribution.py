@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from distilljax.corrections import Correction, correct
-from distilljax.paths import Path, Time, expand
-from distilljax.transforms import error_size
+from distilljax.diffusion.paths import Path, Time, expand
+from distilljax.losses.corrections import Correction, correct
+from distilljax.losses.transforms import error_size
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

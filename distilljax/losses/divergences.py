@@ -29,7 +29,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.errors import unknown
+from distilljax.runtime import words
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 
@@ -49,6 +50,7 @@ class Divergence:
     h: Callable[[Array], Array]
 
 
+@words.call
 def skew(a: float) -> Divergence:
     """``KL(q|m)/a + KL(p|m)/(1 - a)`` with the mixture ``m = a p + (1 - a) q``.
 

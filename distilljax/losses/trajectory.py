@@ -15,10 +15,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.corrections import Correction, correct, toward
-from distilljax.flow_maps import AffineFlowMap, FlowMap
-from distilljax.paths import Time, expand
-from distilljax.predictions import VELOCITY, convert
+from distilljax.diffusion.flow_maps import AffineFlowMap, FlowMap
+from distilljax.diffusion.paths import Time, expand
+from distilljax.diffusion.predictions import VELOCITY, convert
+from distilljax.losses.corrections import Correction, correct, toward
+from distilljax.runtime import words
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -27,11 +28,13 @@ TANGENT = "tangent"
 Derivative = Callable[[Callable, tuple, tuple], tuple[Array, Array]]
 
 
+@words.value
 def exact(fn: Callable, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     """Output and derivative by one `jax.jvp`: the primal is not computed again."""
     return jax.jvp(fn, primals, tangents)
 
 
+@words.call
 def finite_difference(step: float = 1e-3) -> Derivative:
     """Central difference in place of the jvp, for networks without forward mode.
 

@@ -8,10 +8,13 @@ from typing import Any
 import jax
 
 from distilljax import losses
-from distilljax.clocks import CLOCK_GRID
-from distilljax.context import Context
-from distilljax.draws import Denoised, Guidance
-from distilljax.method import Citation, Method, Role, Sampling, Term, check
+from distilljax.core.context import Context
+from distilljax.core.draws import Denoised, Guidance
+from distilljax.core.method import Citation, Method, Role, Sampling, Term, check
+from distilljax.diffusion.clocks import CLOCK_GRID
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import Grid, Law, LogNormal, Schedule
 from distilljax.methods.parts import (
     TEACHER,
     feature_roles,
@@ -24,9 +27,7 @@ from distilljax.methods.parts import (
     telling,
     twin_phases,
 )
-from distilljax.paths import Path
-from distilljax.sampling import Consistency
-from distilljax.times import Grid, Law, LogNormal, Schedule
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -40,6 +41,11 @@ LADD = Citation(
 )
 
 
+@register(
+    family="adversarial",
+    cite=LADD,
+    summary="discriminator heads on the frozen teacher's features, no score gap",
+)
 def ladd(
     *,
     steps: int = 4,

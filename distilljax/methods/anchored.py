@@ -9,19 +9,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import fields, losses, transforms
-from distilljax.binding import Bound, Condition
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.fields import Field
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
-from distilljax.methods.parts import TEACHER, chosen, guidance_needs, noised
-from distilljax.metrics import mse_cosine
-from distilljax.paths import Path, Time, expand, linear
-from distilljax.predictions import VELOCITY, convert
-from distilljax.sampling import Consistency
-from distilljax.times import (
+from distilljax import losses
+from distilljax.core.binding import Bound, Condition
+from distilljax.core.context import Context
+from distilljax.core.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.diffusion import fields
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import Path, Time, expand, linear
+from distilljax.diffusion.predictions import VELOCITY, convert
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import (
     ArctanNormal,
     Grid,
     Law,
@@ -29,6 +26,12 @@ from distilljax.times import (
     Schedule,
     value_at,
 )
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.metrics import mse_cosine
+from distilljax.losses.trajectory import Derivative, exact
+from distilljax.methods.parts import TEACHER, chosen, guidance_needs, noised
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -198,6 +201,11 @@ def weighted(
     )
 
 
+@register(
+    family="consistency",
+    cite=FACM,
+    summary="continuous-time consistency anchored by flow matching in one network",
+)
 def facm(
     *,
     law: Law = ArctanNormal(-0.8, 1.6),

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from distilljax.composition import compose
-from distilljax.draws import Guidance, Jump
-from distilljax.method import Citation, Method, Stage
-from distilljax.methods.adversarial import ladd
-from distilljax.methods.consistency import scm
-from distilljax.methods.distribution import dmd2
-from distilljax.paths import Path, trigflow
-from distilljax.times import (
+from distilljax.core.composition import compose
+from distilljax.core.draws import Guidance, Jump
+from distilljax.core.method import Citation, Method, Stage
+from distilljax.diffusion.paths import Path, trigflow
+from distilljax.diffusion.times import (
     ArctanNormal,
     Grid,
     InClock,
@@ -26,6 +23,10 @@ from distilljax.times import (
     TableGrid,
     Uniform,
 )
+from distilljax.methods.adversarial import ladd
+from distilljax.methods.consistency import scm
+from distilljax.methods.distribution import dmd2
+from distilljax.methods.registry import register
 
 RCM = Citation(
     "rcm",
@@ -59,6 +60,11 @@ RCM_GRID = TableGrid(
 )
 
 
+@register(
+    family="composed",
+    cite=RCM,
+    summary="scm and dmd2 at once: consistency regularised by distribution matching",
+)
 def rcm(
     *,
     scm_weight: float = 100.0,
@@ -157,6 +163,11 @@ def rcm(
     return out._replace(stages=(Stage(warmup, alone.phases),))
 
 
+@register(
+    family="composed",
+    cite=SANA_SPRINT,
+    summary="continuous-time consistency with a GAN on the teacher's features",
+)
 def sana_sprint(
     *,
     adversarial_weight: float = 0.5,

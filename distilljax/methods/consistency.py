@@ -7,15 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import looked_up
-from distilljax.binding import told
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Guidance
-from distilljax.flow_maps import FlowMap
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.binding import told
+from distilljax.core.context import Context
+from distilljax.core.draws import Guidance
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -26,6 +22,24 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion.flow_maps import FlowMap
+from distilljax.diffusion.paths import Path, Time, trigflow
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.solvers import DDIM, Heun, Solver, solve
+from distilljax.diffusion.times import (
+    Grid,
+    KarrasPoints,
+    Law,
+    LogNormal,
+    PathGrid,
+    Ramp,
+    Schedule,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.metrics import Metric, PseudoHuberElement, half_mse
+from distilljax.losses.trajectory import Derivative, exact
 from distilljax.methods.parts import (
     TEACHER,
     dropped,
@@ -37,21 +51,9 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
+from distilljax.methods.registry import register
 from distilljax.methods.weights import LevelWeight, constant, noise_ratio
-from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path, Time, trigflow
-from distilljax.sampling import Consistency
-from distilljax.solvers import DDIM, Heun, Solver, solve
-from distilljax.times import (
-    Grid,
-    KarrasPoints,
-    Law,
-    LogNormal,
-    PathGrid,
-    Ramp,
-    Schedule,
-    value_at,
-)
+from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
 
@@ -82,6 +84,11 @@ LCM = Citation(
 )
 
 
+@register(
+    family="consistency",
+    cite=CM_CD,
+    summary="neighbouring points of one teacher trajectory map to one x0",
+)
 def cm_cd(
     *,
     segments: int = 17,
@@ -156,6 +163,11 @@ def cm_cd(
     )
 
 
+@register(
+    family="consistency",
+    cite=LCM,
+    summary="long steps of the guided teacher, the scale drawn from a range",
+)
 def lcm(
     *,
     segments: int = 50,
@@ -258,6 +270,11 @@ def _to_data(f: FlowMap) -> FlowMap:
     return to_data
 
 
+@register(
+    family="consistency",
+    cite=SCM,
+    summary="continuous-time consistency on TrigFlow by one jvp, distilled or trained",
+)
 def scm(
     *,
     law: Law = LogNormal(-1.0, 1.4),

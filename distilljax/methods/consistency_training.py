@@ -9,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import untyped
-from distilljax.context import Context
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -22,31 +21,9 @@ from distilljax.method import (
     Term,
     check,
 )
-from distilljax.methods.curricula import (
-    DoublingSegments,
-    RootSegments,
-    SegmentDecay,
-    Shrink,
-)
-from distilljax.methods.parts import path_of
-from distilljax.methods.weights import (
-    LevelWeight,
-    constant,
-    inverse_gap,
-    noise_ratio,
-)
-from distilljax.methods.weights import (
-    inverse_output_scale as inverse_output_scale,
-)
-from distilljax.metrics import (
-    Metric,
-    PseudoHuberVector,
-    half_mse,
-    norm,
-)
-from distilljax.paths import Path
-from distilljax.sampling import Consistency
-from distilljax.times import (
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import (
     Grid,
     GrowingGrid,
     KarrasGrid,
@@ -57,6 +34,31 @@ from distilljax.times import (
     Schedule,
     value_at,
 )
+from distilljax.losses import transforms
+from distilljax.losses.metrics import (
+    Metric,
+    PseudoHuberVector,
+    half_mse,
+    norm,
+)
+from distilljax.methods.curricula import (
+    DoublingSegments,
+    RootSegments,
+    SegmentDecay,
+    Shrink,
+)
+from distilljax.methods.parts import path_of
+from distilljax.methods.registry import register
+from distilljax.methods.weights import (
+    LevelWeight,
+    constant,
+    inverse_gap,
+    noise_ratio,
+)
+from distilljax.methods.weights import (
+    inverse_output_scale as inverse_output_scale,
+)
+from distilljax.runtime.axes import untyped
 
 Array = jax.Array
 
@@ -176,6 +178,12 @@ def _method(
     )
 
 
+@register(
+    family="consistency",
+    cite=CM_CT,
+    summary="neighbouring levels of one data point map to one x0, without a teacher",
+    teacher=False,
+)
 def cm_ct(
     *,
     segments: Schedule = RootSegments(),
@@ -228,6 +236,12 @@ def cm_ct(
     )
 
 
+@register(
+    family="consistency",
+    cite=ICT,
+    summary="consistency training on itself, pseudo-Huber, doubling segments",
+    teacher=False,
+)
 def ict(
     *,
     segments: Schedule = DoublingSegments(),
@@ -284,6 +298,12 @@ def ict(
     )
 
 
+@register(
+    family="consistency",
+    cite=ECT,
+    summary="a diffusion model tuned into a consistency model by shrinking gaps",
+    teacher=False,
+)
 def ect(
     *,
     gap: Schedule = Shrink(400_000),

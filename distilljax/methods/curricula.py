@@ -11,11 +11,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from distilljax.times import Schedule, value_at
+from distilljax.diffusion.times import Schedule, value_at
+from distilljax.runtime import words
 
 Array = jax.Array
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class RootSegments:
     """``ceil(sqrt(k/K ((s1 + 1)^2 - s0^2) + s0^2) - 1)`` segments at cycle ``k``.
@@ -48,6 +50,7 @@ class RootSegments:
         return jnp.ceil(root - 1.0 - 1e-4)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class DoublingSegments:
     """``min(s0 2^floor(k / K'), s1)``, ``K' = floor(K / (log2 floor(s1/s0) + 1))``.
@@ -78,6 +81,7 @@ class DoublingSegments:
         return jnp.minimum(grown, float(self.end))
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class SegmentDecay:
     """EMA decay ``exp(s0 log(mu0) / segments)`` of a consistency model's target.
@@ -101,6 +105,7 @@ class SegmentDecay:
         )
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Shrink:
     """``q^-(a + 1)`` in stage ``a`` of equally long stages (ECT).

@@ -8,12 +8,10 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.clocks import CLOCK_GRID, ByPath, KarrasUniform, Timesteps
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Rollout, TeacherTrajectory, Trajectory
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import Rollout, TeacherTrajectory, Trajectory
+from distilljax.core.method import (
     Citation,
     Method,
     Out,
@@ -24,6 +22,20 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion.clocks import CLOCK_GRID, ByPath, KarrasUniform, Timesteps
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import (
+    Grid,
+    Law,
+    LogNormal,
+    Product,
+    Schedule,
+    Uniform,
+    central,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
 from distilljax.methods.fits import Fit, fit_score
 from distilljax.methods.parts import (
     BELOW_NOISE,
@@ -38,9 +50,7 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
-from distilljax.paths import Path
-from distilljax.sampling import Consistency
-from distilljax.times import Grid, Law, LogNormal, Product, Schedule, Uniform, central
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -110,6 +120,11 @@ def match_scores(
     return transforms.normalize_by_error(gap, reference=real, floor=floor)
 
 
+@register(
+    family="distribution matching",
+    cite=DMD2,
+    summary="score gap of teacher and fake score, GAN, backward simulation",
+)
 def dmd2(
     *,
     steps: tuple[int, ...] = (1, 2, 4),
@@ -267,6 +282,11 @@ def follow_teacher(draw: Trajectory, weights: tuple[float, ...]) -> Phase:
     return Phase("student", ("student",), (term,), {"trajectory": draw})
 
 
+@register(
+    family="distribution matching",
+    cite=SID,
+    summary="Fisher divergence by score identities, data-free",
+)
 def sid(
     *,
     alpha: float = 1.2,
@@ -343,6 +363,11 @@ def sid(
     )
 
 
+@register(
+    family="reward",
+    cite=GDMD,
+    summary="a reward sets the pace of score-gap updates; they rest at the teacher's",
+)
 def gdmd(
     *,
     targets: int = 4,

@@ -7,16 +7,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.fields import Field
-from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import Path, linear
+from distilljax.diffusion.sampler import HopFirst
+from distilljax.diffusion.times import (
+    Grid,
+    Law,
+    PathGrid,
+    Ramp,
+    Schedule,
+    Uniform,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
 from distilljax.methods.anchored import OnFlow, anchor, shortcut
 from distilljax.methods.parts import TEACHER, guidance_needs
-from distilljax.paths import Path, linear
-from distilljax.sampling import HopFirst
-from distilljax.times import Grid, Law, PathGrid, Ramp, Schedule, Uniform, value_at
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -70,6 +80,11 @@ def hop(
     return loss
 
 
+@register(
+    family="consistency",
+    cite=DE_CM,
+    summary="to the data, along the flow, and from noise to every level",
+)
 def de_cm(
     *,
     law: Law = Uniform(),

@@ -8,12 +8,11 @@ from collections.abc import Callable
 import jax
 
 from distilljax import losses
-from distilljax.binding import Bound
-from distilljax.context import Context
-from distilljax.method import Term
-from distilljax.methods.parts import noised, path_of, told_field
-from distilljax.paths import Path, expand
-from distilljax.predictions import (
+from distilljax.core.binding import Bound
+from distilljax.core.context import Context
+from distilljax.core.method import Term
+from distilljax.diffusion.paths import Path, expand
+from distilljax.diffusion.predictions import (
     EPS,
     SCORE,
     VELOCITY,
@@ -23,12 +22,15 @@ from distilljax.predictions import (
     kind_of,
     recompose,
 )
-from distilljax.times import Law, Schedule
+from distilljax.diffusion.times import Law, Schedule
+from distilljax.methods.parts import noised, path_of, told_field
+from distilljax.runtime import words
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class MinSNR:
     """``min(alpha^2 / sigma^2, cap)``: the weight of Min-SNR on the error of ``x0``.
@@ -48,6 +50,7 @@ class MinSNR:
         return jax.numpy.minimum(ratio**2, self.cap)
 
 
+@words.call
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """How a fake score is fitted: ``weight(t) |p_psi(x_t, t) - p*|^2 / 2``.

@@ -8,22 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import Citation, Method, Out, Phase, Role, Sampling, Term, check
-from distilljax.methods.parts import (
-    TEACHER,
-    dropped,
-    guidance_needs,
-    path_of,
-    per_sample_norm,
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.method import (
+    Citation,
+    Method,
+    Out,
+    Phase,
+    Role,
+    Sampling,
+    Term,
+    check,
 )
-from distilljax.metrics import sum_squares
-from distilljax.paths import Path, expand
-from distilljax.sampling import Deterministic
-from distilljax.times import (
+from distilljax.diffusion.paths import Path, expand
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.times import (
     Grid,
     Pair,
     PairLaw,
@@ -32,6 +31,18 @@ from distilljax.times import (
     fixed_shares,
     value_at,
 )
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.metrics import sum_squares
+from distilljax.losses.trajectory import Derivative, exact
+from distilljax.methods.parts import (
+    TEACHER,
+    dropped,
+    guidance_needs,
+    path_of,
+    per_sample_norm,
+)
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -46,6 +57,11 @@ MEAN_FLOW = Citation(
 )
 
 
+@register(
+    family="flow map",
+    cite=MEAN_FLOW,
+    summary="average velocity between any two times through one jvp",
+)
 def mean_flow(
     *,
     law: PairLaw = Pair(),

@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax import fields, losses
-from distilljax.axes import looked_up
-from distilljax.binding import Bound
-from distilljax.context import Context
-from distilljax.flow_maps import AffineFlowMap
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.binding import Bound
+from distilljax.core.context import Context
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -24,12 +22,16 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion import fields
+from distilljax.diffusion.flow_maps import AffineFlowMap
+from distilljax.diffusion.paths import Path, Time
+from distilljax.diffusion.predictions import VELOCITY, convert
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.shares import Shares
+from distilljax.diffusion.times import Grid, PathGrid, Schedule
 from distilljax.methods.parts import TEACHER, dropped, guidance_needs, path_of
-from distilljax.paths import Path, Time
-from distilljax.predictions import VELOCITY, convert
-from distilljax.sampling import Deterministic
-from distilljax.shares import Shares
-from distilljax.times import Grid, PathGrid, Schedule
+from distilljax.methods.registry import register
+from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
 
@@ -43,6 +45,11 @@ SHORTCUT = Citation(
 )
 
 
+@register(
+    family="flow map",
+    cite=SHORTCUT,
+    summary="one jump equals two of half its length",
+)
 def shortcut(
     *,
     levels: int = 7,

@@ -10,16 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
-from distilljax.axes import untyped
-from distilljax.binding import Bound
-from distilljax.clocks import ByPath
-from distilljax.context import Context
-from distilljax.draws import Denoised, Guidance, Jump, Part, Rollout, Scales
-from distilljax.fields import Field, guided
-from distilljax.method import Phase, Role, Term
-from distilljax.paths import Path, Time, expand
-from distilljax.predictions import Prediction, convert, kind_of
-from distilljax.times import AngleGrid, Law, Schedule
+from distilljax.core.binding import Bound
+from distilljax.core.context import Context
+from distilljax.core.draws import Denoised, Guidance, Jump, Part, Rollout, Scales
+from distilljax.core.method import Phase, Role, Term
+from distilljax.diffusion.clocks import ByPath
+from distilljax.diffusion.fields import Field, guided
+from distilljax.diffusion.paths import Path, Time, expand
+from distilljax.diffusion.predictions import Prediction, convert, kind_of
+from distilljax.diffusion.times import AngleGrid, Law, Schedule
+from distilljax.runtime.axes import untyped
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from distilljax.binding import Bound, normalization
-from distilljax.flow_maps import FlowMap
-from distilljax.paths import Path, Time, expand, guard
-from distilljax.predictions import VELOCITY, X0, convert, decompose
-from distilljax.solvers import DDIM, solve
-from distilljax.times import shifted
+from distilljax.core.binding import Bound, normalization
+from distilljax.diffusion.flow_maps import FlowMap
+from distilljax.diffusion.paths import Path, Time, expand, guard
+from distilljax.diffusion.predictions import VELOCITY, X0, convert, decompose
+from distilljax.diffusion.solvers import DDIM, solve
+from distilljax.diffusion.times import shifted
 
 Array = jax.Array
 sg = jax.lax.stop_gradient

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
-from distilljax.axes import looked_up
-from distilljax.context import Context
-from distilljax.errors import unknown
-from distilljax.fields import Field
-from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.core.context import Context
+from distilljax.core.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import expand
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.times import Grid, Schedule, ShiftedGrid, shifted, value_at
 from distilljax.methods.parts import TEACHER, guidance_needs
 from distilljax.methods.policies import (
     POLICIES,
@@ -23,9 +24,9 @@ from distilljax.methods.policies import (
     unshifted,
     velocity,
 )
-from distilljax.paths import expand
-from distilljax.sampling import Deterministic
-from distilljax.times import Grid, Schedule, ShiftedGrid, shifted, value_at
+from distilljax.methods.registry import register
+from distilljax.runtime.axes import looked_up
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -39,6 +40,11 @@ PI_FLOW = Citation(
 )
 
 
+@register(
+    family="trajectory",
+    cite=PI_FLOW,
+    summary="one evaluation emits a policy whose path imitates the teacher",
+)
 def pi_flow(
     *,
     steps: int = 1,

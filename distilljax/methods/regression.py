@@ -5,14 +5,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.context import Context
-from distilljax.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.method import Citation, Method, Phase, Role, Sampling, Term, check
+from distilljax.diffusion.paths import Path, guard
+from distilljax.diffusion.predictions import kind_of, recompose
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.times import Law, LogitNormal
+from distilljax.losses import transforms
 from distilljax.methods.parts import dropped, guidance_needs, noised, path_of
-from distilljax.paths import Path, guard
-from distilljax.predictions import kind_of, recompose
-from distilljax.sampling import Deterministic
-from distilljax.times import Law, LogitNormal
+from distilljax.methods.registry import register
 
 Array = jax.Array
 
@@ -36,6 +38,12 @@ DENOISING = Citation(
 )
 
 
+@register(
+    family="regression",
+    cite=DENOISING,
+    summary="any prediction (x0, eps, v, ...) regressed on data and noise; teachers",
+    teacher=False,
+)
 def denoising(
     *,
     kind: str | None = None,
@@ -97,6 +105,12 @@ def denoising(
     )
 
 
+@register(
+    family="regression",
+    cite=FLOW_MATCHING,
+    summary="velocity regressed on data and noise; teachers",
+    teacher=False,
+)
 def flow_matching(
     *,
     law: Law = LogitNormal(),

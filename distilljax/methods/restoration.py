@@ -8,10 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import losses
-from distilljax.context import Context
-from distilljax.corrections import correct
-from distilljax.draws import Rollout
-from distilljax.method import Citation, Method, Sampling, Term, check
+from distilljax.core.context import Context
+from distilljax.core.draws import Rollout
+from distilljax.core.method import Citation, Method, Sampling, Term, check
+from distilljax.diffusion.paths import Path, expand
+from distilljax.diffusion.predictions import EPS, VELOCITY, X0, convert
+from distilljax.diffusion.sampler import Consistency
+from distilljax.diffusion.times import EvenGrid, Law, Schedule, central
+from distilljax.losses.corrections import correct
+from distilljax.losses.metrics import Metric, half_mse
 from distilljax.methods.fits import Fit, fit_score
 from distilljax.methods.parts import (
     guidance_needs,
@@ -19,11 +24,7 @@ from distilljax.methods.parts import (
     twin_phases,
     twin_roles,
 )
-from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path, expand
-from distilljax.predictions import EPS, VELOCITY, X0, convert
-from distilljax.sampling import Consistency
-from distilljax.times import EvenGrid, Law, Schedule, central
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -68,6 +69,11 @@ def _falling(t: Array, count: int, spacing: float, shift: float) -> Array:
     return shift * even / (1.0 + (shift - 1.0) * even)
 
 
+@register(
+    family="restoration",
+    cite=TSD_SR,
+    summary="score gap and target score gap along a short trajectory, one step",
+)
 def tsd_sr(
     *,
     start: str | None = None,

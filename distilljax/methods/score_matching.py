@@ -5,13 +5,27 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.clocks import CLOCK_GRID, ByPath, KarrasSteps, KarrasUniform
-from distilljax.context import Context
-from distilljax.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
-from distilljax.fields import Field
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import OdeRollout, Rollout, TeacherTrajectory, Trajectory
+from distilljax.core.method import Citation, Method, Out, Sampling, Term, check
+from distilljax.diffusion.clocks import CLOCK_GRID, ByPath, KarrasSteps, KarrasUniform
+from distilljax.diffusion.fields import Field
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import VELOCITY, X0, convert, decompose
+from distilljax.diffusion.sampler import Consistency, Deterministic
+from distilljax.diffusion.times import (
+    EvenGrid,
+    Grid,
+    Law,
+    LogNormal,
+    Schedule,
+    Uniform,
+    central,
+)
+from distilljax.losses import transforms
 from distilljax.losses.divergences import Divergence, divergence_of
-from distilljax.method import Citation, Method, Out, Sampling, Term, check
+from distilljax.losses.metrics import Metric, PseudoHuberElement, half_mse
 from distilljax.methods.distribution import ALL_TIMES, DMD2, GAP_TIMES, dmd2
 from distilljax.methods.fits import Fit, MinSNR, fit_score
 from distilljax.methods.parts import (
@@ -28,11 +42,7 @@ from distilljax.methods.parts import (
     twin_predictions,
     twin_roles,
 )
-from distilljax.metrics import Metric, PseudoHuberElement, half_mse
-from distilljax.paths import Path
-from distilljax.predictions import VELOCITY, X0, convert, decompose
-from distilljax.sampling import Consistency, Deterministic
-from distilljax.times import EvenGrid, Grid, Law, LogNormal, Schedule, Uniform, central
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -80,6 +90,11 @@ TDM_TIMES = ByPath(central(0.02), vp=Uniform())
 TDM_MARGINS = ByPath((0.0, 0.0), vp=(0.021, 0.01))
 
 
+@register(
+    family="distribution matching",
+    cite=DIFF_INSTRUCT,
+    summary="gradient of the integral KL divergence, data-free",
+)
 def diff_instruct(
     *,
     law: Law = LogNormal(-1.2, 1.2),
@@ -135,6 +150,11 @@ def diff_instruct(
     )
 
 
+@register(
+    family="distribution matching",
+    cite=DMD,
+    summary="normalised score gap and regression to noise-image pairs",
+)
 def dmd(
     *,
     regression_weight: Schedule = 0.25,
@@ -206,6 +226,11 @@ def dmd(
     return check(matching._replace(phases=(critic, student), batch=draw.fields))
 
 
+@register(
+    family="distribution matching",
+    cite=F_DISTILL,
+    summary="score gap weighted for any f-divergence by a discriminator's ratio",
+)
 def f_distill(
     *,
     divergence: str | Divergence = "js",
@@ -338,6 +363,11 @@ def _between(path: Path, low: Array, high: Array, share: Array) -> Array:
     return (a + share * (b - a)) ** rho
 
 
+@register(
+    family="distribution matching",
+    cite=TDM,
+    summary="score gap at every step of the student's own trajectory, data-free",
+)
 def tdm(
     *,
     steps: tuple[int, ...] = (4,),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import looked_up
-from distilljax.context import Context
-from distilljax.draws import TeacherTrajectory
-from distilljax.flow_maps import AffineFlowMap
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import TeacherTrajectory
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -21,20 +19,24 @@ from distilljax.method import (
     Term,
     check,
 )
-from distilljax.methods.parts import TEACHER, guidance_needs, path_of
-from distilljax.methods.weights import LevelWeight, noise_ratio
-from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path
-from distilljax.predictions import decompose
-from distilljax.sampling import Deterministic
-from distilljax.solvers import Heun, Solver
-from distilljax.times import (
+from distilljax.diffusion.flow_maps import AffineFlowMap
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import decompose
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.solvers import Heun, Solver
+from distilljax.diffusion.times import (
     Grid,
     Law,
     PathGrid,
     Switch,
     Uniform,
 )
+from distilljax.losses import transforms
+from distilljax.losses.metrics import Metric, half_mse
+from distilljax.methods.parts import TEACHER, guidance_needs, path_of
+from distilljax.methods.registry import register
+from distilljax.methods.weights import LevelWeight, noise_ratio
+from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -58,6 +60,11 @@ REFLOW = Citation(
 )
 
 
+@register(
+    family="trajectory",
+    cite=PROGRESSIVE,
+    summary="one student step equals two of its teacher, halved round by round",
+)
 def progressive(
     *,
     steps: tuple[int, ...] = (8, 4, 2, 1),
@@ -152,6 +159,11 @@ def progressive(
     )
 
 
+@register(
+    family="trajectory",
+    cite=REFLOW,
+    summary="flow matching on the teacher's pairs of noise and image",
+)
 def reflow(
     *,
     law: Law = Uniform(),

@@ -11,12 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax import losses, transforms
-from distilljax.axes import looked_up
-from distilljax.clocks import KarrasUniform
-from distilljax.context import Context
-from distilljax.draws import Part
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import Part
+from distilljax.core.method import (
     Citation,
     Follow,
     Method,
@@ -27,22 +25,12 @@ from distilljax.method import (
     Term,
     check,
 )
-from distilljax.methods.parts import (
-    TEACHER,
-    feature_roles,
-    fool,
-    guidance_needs,
-    noised,
-    path_of,
-    tell_apart,
-)
-from distilljax.methods.weights import LevelWeight, constant, noise_ratio
-from distilljax.metrics import Metric, half_mse
-from distilljax.paths import Path
-from distilljax.predictions import recompose
-from distilljax.sampling import Deterministic, Renoise
-from distilljax.solvers import Heun, Solver, solve
-from distilljax.times import (
+from distilljax.diffusion.clocks import KarrasUniform
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import recompose
+from distilljax.diffusion.sampler import Deterministic, Renoise
+from distilljax.diffusion.solvers import Heun, Solver, solve
+from distilljax.diffusion.times import (
     Grid,
     KarrasPoints,
     Law,
@@ -52,6 +40,20 @@ from distilljax.times import (
     Uniform,
     value_at,
 )
+from distilljax.losses import transforms
+from distilljax.losses.metrics import Metric, half_mse
+from distilljax.methods.parts import (
+    TEACHER,
+    feature_roles,
+    fool,
+    guidance_needs,
+    noised,
+    path_of,
+    tell_apart,
+)
+from distilljax.methods.registry import register
+from distilljax.methods.weights import LevelWeight, constant, noise_ratio
+from distilljax.runtime.axes import looked_up
 
 Array = jax.Array
 
@@ -167,6 +169,11 @@ class Ends:
         }
 
 
+@register(
+    family="trajectory",
+    cite=CTM,
+    summary="jumps between any times agree after a part of the way by the teacher",
+)
 def ctm(
     *,
     segments: int = 17,

@@ -8,12 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax import fields, losses, transforms
-from distilljax.context import Context
-from distilljax.corrections import Correction
-from distilljax.draws import Guidance
-from distilljax.losses.trajectory import Derivative, exact
-from distilljax.method import (
+from distilljax import losses
+from distilljax.core.context import Context
+from distilljax.core.draws import Guidance
+from distilljax.core.method import (
     Citation,
     Method,
     Out,
@@ -23,6 +21,20 @@ from distilljax.method import (
     Term,
     check,
 )
+from distilljax.diffusion import fields
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.sampler import Deterministic
+from distilljax.diffusion.times import (
+    Interval,
+    Minimum,
+    PairLaw,
+    Ramp,
+    Schedule,
+    value_at,
+)
+from distilljax.losses import transforms
+from distilljax.losses.corrections import Correction
+from distilljax.losses.trajectory import Derivative, exact
 from distilljax.methods.parts import (
     TEACHER,
     guidance_needs,
@@ -31,16 +43,7 @@ from distilljax.methods.parts import (
     scale_of,
     telling,
 )
-from distilljax.paths import Path
-from distilljax.sampling import Deterministic
-from distilljax.times import (
-    Interval,
-    Minimum,
-    PairLaw,
-    Ramp,
-    Schedule,
-    value_at,
-)
+from distilljax.methods.registry import register
 
 Array = jax.Array
 sg = jax.lax.stop_gradient
@@ -108,6 +111,11 @@ def _ayf_field(
     )
 
 
+@register(
+    family="flow map",
+    cite=AYF_EMD,
+    summary="a jump's end does not depend on its start; autoguidance",
+)
 def ayf_emd(
     *,
     law: PairLaw = Interval(),
@@ -170,6 +178,11 @@ def ayf_emd(
     return _ayf(AYF_EMD, term, guidance, embed, autoguidance, path, derivative)
 
 
+@register(
+    family="flow map",
+    cite=AYF_LMD,
+    summary="a jump's end moves with the teacher's velocity at the student's own point",
+)
 def ayf_lmd(
     *,
     law: PairLaw = Interval(),

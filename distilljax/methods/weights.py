@@ -23,7 +23,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distilljax.paths import Path, guard
+from distilljax.diffusion.paths import Path, guard
+from distilljax.runtime import words
 
 Array = jax.Array
 LevelWeight = Callable[[Array, Array, float], Array]
@@ -38,31 +39,37 @@ def _snr(ratio: Array) -> Array:
     return 1.0 / guard(ratio) ** 2
 
 
+@words.value
 def constant(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """1 at every level."""
     return jnp.ones_like(ratio)
 
 
+@words.value
 def snr(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """``SNR = (alpha/sigma)^2``."""
     return _snr(ratio)
 
 
+@words.value
 def snr_plus_one(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """``SNR + 1``."""
     return _snr(ratio) + 1.0
 
 
+@words.value
 def truncated_snr(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """``max(SNR, 1)``."""
     return jnp.maximum(_snr(ratio), 1.0)
 
 
+@words.value
 def inverse_gap(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """``1 / (t - tau)`` in noise levels (iCT, ECT)."""
     return 1.0 / (ratio - next_ratio)
 
 
+@words.value
 def inverse_output_scale(ratio: Array, next_ratio: Array, sigma_d: float) -> Array:
     """``1 / c_out^2 = (t^2 + sigma_d^2) / (t sigma_d)^2`` (ECT on ImageNet)."""
     return (ratio**2 + sigma_d**2) / (ratio * sigma_d) ** 2

@@ -1,6 +1,6 @@
 """Networks as pure functions of their parameters, and the adapter that makes them."""
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 with needed("distilljax.networks"):
     from distilljax.networks.adapter import functionalize
@@ -26,3 +26,6 @@ __all__ = [
     "unet",
     "with_lora",
 ]
+
+# Floors that modules here may import.
+IMPORTS = ("runtime", "diffusion", "core")

@@ -26,11 +26,11 @@ import numpy as np
 from flax import linen, nnx, traverse_util
 from flax.errors import InvalidRngError
 
-from distilljax import promotion
-from distilljax.binding import Condition, Network, Params, untold
-from distilljax.errors import unknown
-from distilljax.paths import Path
-from distilljax.predictions import Prediction
+from distilljax.core.binding import Condition, Network, Params, untold
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import Prediction
+from distilljax.runtime import promotion
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 Constructor = Callable[[nnx.Rngs], nnx.Module]

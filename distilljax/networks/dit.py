@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from distilljax import paths
-from distilljax.binding import Network
-from distilljax.errors import unknown
-from distilljax.kernels import IMPLEMENTATIONS, attention
+from distilljax.core.binding import Network
+from distilljax.diffusion import paths
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import Prediction
 from distilljax.networks.activations import from_input
 from distilljax.networks.adapter import capabilities_of, functionalize
+from distilljax.networks.attention import IMPLEMENTATIONS, attention
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
     Frequencies,
@@ -32,8 +33,7 @@ from distilljax.networks.embeddings import (
 )
 from distilljax.networks.layout import rows_first
 from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
-from distilljax.paths import Path
-from distilljax.predictions import Prediction
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 ZEROS = nnx.initializers.zeros
@@ -343,7 +343,7 @@ def dit(
         spaced, the last block among them.
       remat: what the backward pass computes again: ``none``; ``dots``, all but matrix
         products; ``full``, every block.
-      attention_kind: see `distilljax.kernels.attention`.
+      attention_kind: see `distilljax.networks.attention`.
       dtype: compute dtype, see `functionalize`; bfloat16 with float32 parameters is
         usual on accelerators.
       name: how errors call it.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from distilljax.diffusion.paths import Path
 from distilljax.networks.layout import rows_first
-from distilljax.paths import Path
 
 Array = jax.Array
 

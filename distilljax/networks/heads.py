@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilljax.binding import Network
-from distilljax.errors import unknown
+from distilljax.core.binding import Network
+from distilljax.diffusion.paths import Path
 from distilljax.networks.adapter import cast, pure, times_over, widen
 from distilljax.networks.bottleneck_head import BottleneckHead
 from distilljax.networks.conditions import vector_of
@@ -25,7 +25,7 @@ from distilljax.networks.embeddings import (
 )
 from distilljax.networks.norms import layer_norm
 from distilljax.networks.patch_heads import PatchHeads
-from distilljax.paths import Path
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 KINDS = ("bottleneck", "pooled", "patches", "projected")

@@ -12,7 +12,7 @@ import math
 import jax
 from jax.sharding import AxisType, PartitionSpec
 
-from distilljax.axes import ROWS
+from distilljax.runtime.axes import ROWS
 
 Array = jax.Array
 

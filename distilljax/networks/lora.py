@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from distilljax.binding import Network
-from distilljax.errors import unknown
-from distilljax.method import Method, Phase, Role, Stage, check
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, Phase, Role, Stage, check
+from distilljax.runtime.errors import unknown
 
 Array = jax.Array
 

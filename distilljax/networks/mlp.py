@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilljax import paths
-from distilljax.binding import Network
+from distilljax.core.binding import Network
+from distilljax.diffusion import paths
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import Prediction
 from distilljax.networks.adapter import capabilities_of, functionalize
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
@@ -25,8 +27,6 @@ from distilljax.networks.embeddings import (
     log_clock,
 )
 from distilljax.networks.norms import layer_norm
-from distilljax.paths import Path
-from distilljax.predictions import Prediction
 
 Array = jax.Array
 

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from distilljax import paths
-from distilljax.binding import Network
-from distilljax.kernels import attention
+from distilljax.core.binding import Network
+from distilljax.diffusion import paths
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.predictions import Prediction
 from distilljax.networks.activations import from_input
 from distilljax.networks.adapter import capabilities_of, functionalize
+from distilljax.networks.attention import attention
 from distilljax.networks.conditions import Conditions, null_conditions
 from distilljax.networks.embeddings import (
     Frequencies,
@@ -22,8 +24,6 @@ from distilljax.networks.embeddings import (
     log_clock,
 )
 from distilljax.networks.norms import group_norm, pixel_norm, rms_norm
-from distilljax.paths import Path
-from distilljax.predictions import Prediction
 
 Array = jax.Array
 ZEROS = nnx.initializers.zeros

@@ -1,6 +1,6 @@
 """One trainer for all methods: state, cycle, loop, checkpoints."""
 
-from distilljax.extras import needed
+from distilljax.runtime.extras import needed
 
 with needed("distilljax.training"):
     from distilljax.training.config import CheckpointConfig as CheckpointConfig
@@ -22,3 +22,6 @@ with needed("distilljax.training"):
     from distilljax.training.state import create_frozen as create_frozen
     from distilljax.training.state import create_state as create_state
     from distilljax.training.writers import read_metrics as read_metrics
+
+# Floors that modules here may import.
+IMPORTS = ("runtime", "diffusion", "core", "data")

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import storage
-from distilljax.extras import needed
+from distilljax.runtime import storage
+from distilljax.runtime.extras import needed
 from distilljax.training import distributed, versions
 from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distilljax.errors import unknown
-from distilljax.method import Method, Phase, batches
+from distilljax.core.method import Method, Phase, batches
+from distilljax.runtime.errors import unknown
 from distilljax.training import distributed
 from distilljax.training.claim import changes
 from distilljax.training.config import TrainConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 from etils import epath
 
-from distilljax import storage
-from distilljax._version import __version__
+from distilljax.__about__ import __version__
+from distilljax.runtime import storage
 from distilljax.training import distributed, versions
 from distilljax.training.config import TrainConfig
 from distilljax.training.writers import last_step

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 from distilljax.training.optimizers import (
     DECAYING,
     OPTIMIZERS,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from distilljax.axes import PARTS
+from distilljax.runtime.axes import PARTS
 from distilljax.training.roles import Setup
 
 Array = jax.Array

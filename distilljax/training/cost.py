@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax.method import Phase, batches
+from distilljax.core.method import Phase, batches
 from distilljax.training.cycle import run_cycle
 from distilljax.training.roles import Setup
 from distilljax.training.state import abstract, frozen_roles, parameter_shapes

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distilljax.method import Follow, Method, Phase
-from distilljax.times import value_at
+from distilljax.core.method import Follow, Method, Phase
+from distilljax.diffusion.times import value_at
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import Setup, make_setup
 from distilljax.training.state import Params, TrainState, state_shardings

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from distilljax import storage
+from distilljax.runtime import storage
 from distilljax.training import distributed
 
 # Entry of a file that says what the names of its leaves do not.

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from distilljax.core.method import Method, batches
 from distilljax.data.readers import Readers
-from distilljax.method import Method, batches
 from distilljax.training.config import TrainConfig
 from distilljax.training.placement import ROWS, sharding, share
 from distilljax.training.roles import Setup

@@ -16,7 +16,7 @@ import time
 
 from etils import epath
 
-from distilljax import storage
+from distilljax.runtime import storage
 
 NAME = ".lock"
 _UNABLE = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL)

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 from etils import epath
 
-from distilljax import promotion
-from distilljax._version import __version__
-from distilljax.binding import Network
-from distilljax.method import Method, check
+from distilljax.__about__ import __version__
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, check
+from distilljax.runtime import promotion
 from distilljax.training import checks, distributed
 from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.claim import check_fresh, claim

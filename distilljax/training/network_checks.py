@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.binding import Network
+from distilljax.core.binding import Network
 from distilljax.training.roles import Setup
 from distilljax.training.state import leaves, moving, parameter_shapes
 

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from distilljax.binding import Network
-from distilljax.method import Method
+from distilljax.core.binding import Network
+from distilljax.core.method import Method
 from distilljax.training import checks
 from distilljax.training.checkpoints import Checkpoints
 from distilljax.training.config import TrainConfig

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilljax.errors import unknown
+from distilljax.runtime.errors import unknown
 from distilljax.training.values import check_values
 
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")

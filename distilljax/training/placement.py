@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, reshard
 
-from distilljax.axes import ROWS
+from distilljax.runtime.axes import ROWS
 
 AXES = (*ROWS, "tensor")
 # Leaves with fewer elements are not worth a gather.

@@ -13,9 +13,9 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from distilljax.binding import Network
-from distilljax.errors import unknown
-from distilljax.method import Method, Phase, Role
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, Phase, Role
+from distilljax.runtime.errors import unknown
 from distilljax.training.config import TrainConfig
 from distilljax.training.placement import (
     ROWS,

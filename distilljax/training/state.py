@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distilljax.context import fold_name
+from distilljax.core.context import fold_name
 from distilljax.training import distributed
 from distilljax.training.roles import Setup
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distilljax.binding import Bound, Nets
-from distilljax.context import Context, fold_name
-from distilljax.method import Out, Phase
-from distilljax.times import value_at
+from distilljax.core.binding import Bound, Nets
+from distilljax.core.context import Context, fold_name
+from distilljax.core.method import Out, Phase
+from distilljax.diffusion.times import value_at
 from distilljax.training import copies
 from distilljax.training.guard import certain, guarded, kept, no_worse, norm_of
 from distilljax.training.roles import Setup

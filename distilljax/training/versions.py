@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from distilljax._version import __version__
+from distilljax.__about__ import __version__
 from distilljax.training.config import TrainConfig
 
 _DEFAULTS = TrainConfig().to_dict()

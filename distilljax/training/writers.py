@@ -22,8 +22,8 @@ import jax
 import numpy as np
 from etils import epath
 
-from distilljax.storage import Appender
-from distilljax.terminal import Waiting, bar, is_terminal
+from distilljax.runtime.storage import Appender
+from distilljax.runtime.terminal import Waiting, bar, is_terminal
 from distilljax.training import loggers
 
 

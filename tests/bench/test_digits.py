@@ -7,8 +7,8 @@ import pytest
 from distilljax.bench import make_suite
 from distilljax.bench.digits import stretched
 from distilljax.bench.training import cycles_for, train
+from distilljax.diffusion.times import Ramp
 from distilljax.methods import CATALOGUE
-from distilljax.times import Ramp
 
 
 @pytest.fixture(scope="module")

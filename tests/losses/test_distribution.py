@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distilljax import losses, paths
-from distilljax.corrections import regress
+from distilljax.diffusion.oracles import Gaussian
 from distilljax.losses import (
     fisher,
     gap_from_eps,
@@ -14,7 +14,7 @@ from distilljax.losses import (
     score_gap,
     split_error,
 )
-from distilljax.oracles import Gaussian
+from distilljax.losses.corrections import regress
 from tests.exact import PATHS, allclose, inner_times, normal
 
 pytestmark = pytest.mark.usefixtures("x64")

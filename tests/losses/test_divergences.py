@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from distilljax import paths
+from distilljax.diffusion.oracles import Gaussian
 from distilljax.losses import DIVERGENCES, divergence_of, skew
-from distilljax.oracles import Gaussian
 from tests.exact import allclose
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from distilljax import losses, paths
-from distilljax.binding import Bound, Network, flow_output
-from distilljax.corrections import correct, regress
-from distilljax.flow_maps import AffineFlowMap
+from distilljax.core.binding import Bound, Network, flow_output
+from distilljax.diffusion.flow_maps import AffineFlowMap
+from distilljax.diffusion.oracles import prediction
+from distilljax.diffusion.predictions import VELOCITY, F, carry, convert
+from distilljax.diffusion.solvers import Euler, Heun, solve
 from distilljax.losses import (
     consistency,
     dual_end,
@@ -19,9 +21,7 @@ from distilljax.losses import (
     lagrangian,
     semigroup,
 )
-from distilljax.oracles import prediction
-from distilljax.predictions import VELOCITY, F, carry, convert
-from distilljax.solvers import Euler, Heun, solve
+from distilljax.losses.corrections import correct, regress
 from tests import toy
 from tests.exact import PATHS, allclose, gaussian, normal
 

@@ -14,12 +14,10 @@ import jax.numpy as jnp
 import pytest
 
 from distilljax import methods
-from distilljax.binding import Network
-from distilljax.draws import TeacherTrajectory
-from distilljax.method import Method
-from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
-from distilljax.networks import policy
-from distilljax.times import (
+from distilljax.core.binding import Network
+from distilljax.core.draws import TeacherTrajectory
+from distilljax.core.method import Method
+from distilljax.diffusion.times import (
     EvenGrid,
     LogitNormal,
     LogNormal,
@@ -28,6 +26,8 @@ from distilljax.times import (
     Uniform,
     central,
 )
+from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
+from distilljax.networks import policy
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_setup, run_mesh
 from distilljax.training.state import create_frozen, create_state

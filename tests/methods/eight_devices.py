@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from distilljax import networks
-from distilljax.method import batches
+from distilljax.core.method import batches
 from distilljax.training import placement, update
 from distilljax.training.collectives import collectives, host_transfers
 from distilljax.training.cycle import build_cycle

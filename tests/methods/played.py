@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distilljax.binding import Network
-from distilljax.context import Context, fold_name
-from distilljax.method import Method, Out
-from distilljax.oracles import Gaussian
-from distilljax.paths import Path
+from distilljax.core.binding import Network
+from distilljax.core.context import Context, fold_name
+from distilljax.core.method import Method, Out
+from distilljax.diffusion.oracles import Gaussian
+from distilljax.diffusion.paths import Path
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_setup
 from distilljax.training.state import TrainState

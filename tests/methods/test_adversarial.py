@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from distilljax import networks, paths
+from distilljax.diffusion.times import Point
 from distilljax.methods import f_distill, ladd
-from distilljax.times import Point
 from tests import exact, toy
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play, vanishes

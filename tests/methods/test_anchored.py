@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
-from distilljax.binding import Network
-from distilljax.generation import student_sampler
+from distilljax.core.binding import Network
+from distilljax.diffusion.times import ArctanNormal, LogitNormal, Uniform
+from distilljax.losses.metrics import mse_cosine
 from distilljax.methods import de_cm, facm
-from distilljax.metrics import mse_cosine
-from distilljax.times import ArctanNormal, LogitNormal, Uniform
+from distilljax.sampling.generation import student_sampler
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play

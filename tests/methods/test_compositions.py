@@ -10,24 +10,12 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
-from distilljax.binding import Bound, Nets, Network
-from distilljax.composition import compose
-from distilljax.context import Context
-from distilljax.draws import Jump, Rollout
-from distilljax.method import Phase, Term
-from distilljax.methods import (
-    dmd2,
-    gdmd,
-    ladd,
-    mean_flow,
-    rcm,
-    sana_sprint,
-    scm,
-    sid,
-)
-from distilljax.methods.composed import RCM_GRID
-from distilljax.methods.distribution import match_scores
-from distilljax.times import (
+from distilljax.core.binding import Bound, Nets, Network
+from distilljax.core.composition import compose
+from distilljax.core.context import Context
+from distilljax.core.draws import Jump, Rollout
+from distilljax.core.method import Phase, Term
+from distilljax.diffusion.times import (
     ArctanNormal,
     EvenGrid,
     InClock,
@@ -40,6 +28,18 @@ from distilljax.times import (
     Uniform,
     value_at,
 )
+from distilljax.methods import (
+    dmd2,
+    gdmd,
+    ladd,
+    mean_flow,
+    rcm,
+    sana_sprint,
+    scm,
+    sid,
+)
+from distilljax.methods.composed import RCM_GRID
+from distilljax.methods.distribution import match_scores
 from tests import exact
 from tests.methods.played import exact_jumper, play, vanishes
 

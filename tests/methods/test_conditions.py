@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from distilljax import methods, networks, paths
-from distilljax.binding import Network
-from distilljax.method import Out
+from distilljax.core.binding import Network
+from distilljax.core.method import Out
 from distilljax.methods import CATALOGUE
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_setup

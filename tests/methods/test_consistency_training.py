@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 
 from distilljax import oracles, paths
-from distilljax.binding import Network
+from distilljax.core.binding import Network
+from distilljax.diffusion.solvers import DDIM, Euler
+from distilljax.diffusion.times import (
+    EvenGrid,
+    KarrasGrid,
+    KarrasPoints,
+    LogNormal,
+    Point,
+    Uniform,
+    value_at,
+)
+from distilljax.losses.metrics import half_mse, sum_squares
 from distilljax.methods import (
     cm_cd,
     cm_ct,
@@ -26,17 +37,6 @@ from distilljax.methods.curricula import (
     RootSegments,
     SegmentDecay,
     Shrink,
-)
-from distilljax.metrics import half_mse, sum_squares
-from distilljax.solvers import DDIM, Euler
-from distilljax.times import (
-    EvenGrid,
-    KarrasGrid,
-    KarrasPoints,
-    LogNormal,
-    Point,
-    Uniform,
-    value_at,
 )
 from tests import exact, toy
 from tests.methods import cases

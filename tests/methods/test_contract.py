@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from distilljax import methods
-from distilljax.method import Out, batches
+from distilljax.core.method import Out, batches
 from distilljax.methods import CATALOGUE
 from distilljax.training.cycle import build_cycle
 from distilljax.training.update import Update
@@ -244,7 +244,7 @@ def test_students_start_as_their_teacher(case):
     if "teacher" not in setup.method.roles:
         assert not CATALOGUE[case.name].teacher
         return
-    from distilljax.binding import Bound
+    from distilljax.core.binding import Bound
 
     network = setup.networks["student"]
     x = jax.random.normal(jax.random.key(3), (8, 2))

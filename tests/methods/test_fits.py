@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from distilljax import methods, oracles, paths
-from distilljax.binding import Bound, Network
+from distilljax.core.binding import Bound, Network
+from distilljax.diffusion.paths import expand
+from distilljax.diffusion.predictions import F, recompose
+from distilljax.diffusion.times import Point
 from distilljax.methods.fits import Fit, MinSNR
-from distilljax.paths import expand
-from distilljax.predictions import F, recompose
-from distilljax.times import Point
 from tests import exact
 from tests.methods.played import play
 

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilljax.diffusion.paths import linear
+from distilljax.diffusion.times import LogitNormal, Pair
 from distilljax.methods import mean_flow
 from distilljax.methods.parts import dropped
-from distilljax.paths import linear
-from distilljax.times import LogitNormal, Pair
 from distilljax.training.cost import matmul_flops
 from tests import exact
 from tests.methods.played import play

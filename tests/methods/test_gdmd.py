@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from distilljax import oracles, paths
-from distilljax.binding import Network
-from distilljax.corrections import correct
-from distilljax.method import batches
+from distilljax.core.binding import Network
+from distilljax.core.method import batches
+from distilljax.losses.corrections import correct
+from distilljax.losses.transforms import weight_by_reward
 from distilljax.methods import gdmd
 from distilljax.methods.distribution import match_scores
 from distilljax.training.cycle import run_cycle
-from distilljax.transforms import weight_by_reward
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play

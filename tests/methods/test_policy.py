@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilljax import networks, oracles, paths
-from distilljax.generation import student_sampler
+from distilljax.diffusion.times import ShiftedGrid
 from distilljax.methods import pi_flow
 from distilljax.methods.policies import (
     GridPolicy,
@@ -20,7 +20,7 @@ from distilljax.methods.policies import (
     rollout,
     velocity,
 )
-from distilljax.times import ShiftedGrid
+from distilljax.sampling.generation import student_sampler
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play, vanishes

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from distilljax import networks, oracles, paths
-from distilljax.binding import Bound, Nets
-from distilljax.context import Context
-from distilljax.generation import student_sampler
+from distilljax.core.binding import Bound, Nets
+from distilljax.core.context import Context
+from distilljax.diffusion.times import Point
 from distilljax.methods import tsd_sr
 from distilljax.methods.restoration import _falling
-from distilljax.times import Point
+from distilljax.sampling.generation import student_sampler
 from tests import exact
 from tests.methods.played import play, vanishes
 from tests.networks.filled import filled

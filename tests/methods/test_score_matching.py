@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
-from distilljax.composition import compose
-from distilljax.draws import StoredPairs
+from distilljax.core.composition import compose
+from distilljax.core.draws import StoredPairs
+from distilljax.diffusion.times import Point, central
 from distilljax.losses import DIVERGENCES, skew
+from distilljax.losses.metrics import half_mse
 from distilljax.methods import diff_instruct, dmd, dmd2, f_distill, mean_flow, tdm
 from distilljax.methods.distribution import match_scores
-from distilljax.metrics import half_mse
-from distilljax.times import Point, central
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play, vanishes

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from distilljax import oracles, paths
+from distilljax.diffusion.solvers import Euler, Heun
+from distilljax.diffusion.times import LogNormal, Pair
 from distilljax.methods import (
     CATALOGUE,
     build,
@@ -15,8 +17,6 @@ from distilljax.methods import (
     mean_flow,
     scm,
 )
-from distilljax.solvers import Euler, Heun
-from distilljax.times import LogNormal, Pair
 from tests import exact, toy
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play

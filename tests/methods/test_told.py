@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax.draws import Among, Scales
-from distilljax.generation import student_sampler
+from distilljax.core.draws import Among, Scales
 from distilljax.methods import ayf_lmd, ladd, lcm, rcm, sana_sprint, scm
+from distilljax.sampling.generation import student_sampler
 from tests import exact, toy
 from tests.methods import cases
 from tests.methods.played import play

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from distilljax import networks, oracles, paths
-from distilljax.draws import Jump, Rollout
+from distilljax.core.draws import Jump, Rollout
+from distilljax.diffusion.times import Point
 from distilljax.methods import CATALOGUE, build, dmd2, f_distill, gdmd, ladd, sid
-from distilljax.times import Point
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilljax.core.method import batches
 from distilljax.evaluation import energy_distance
-from distilljax.generation import student_sampler, teacher_sampler
-from distilljax.method import batches
 from distilljax.methods import CATALOGUE, build
 from distilljax.networks import head, mlp, policy
+from distilljax.sampling.generation import student_sampler, teacher_sampler
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
 from distilljax.training.roles import make_setup, network_of

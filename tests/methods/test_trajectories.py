@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from distilljax import oracles, paths
-from distilljax.method import batches
+from distilljax.core.method import batches
+from distilljax.diffusion.predictions import recompose
+from distilljax.diffusion.solvers import Euler
+from distilljax.diffusion.times import Point, Uniform
 from distilljax.methods import progressive, reflow
-from distilljax.predictions import recompose
-from distilljax.solvers import Euler
-from distilljax.times import Point, Uniform
 from distilljax.training.config import TrainConfig
 from distilljax.training.cycle import build_cycle
 from distilljax.training.roles import make_setup

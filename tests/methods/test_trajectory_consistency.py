@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from distilljax import losses, oracles, paths
-from distilljax.binding import Network
+from distilljax.core.binding import Network
+from distilljax.diffusion.solvers import Euler
+from distilljax.diffusion.times import EvenGrid, LogNormal, Point, Ramp, Switch
 from distilljax.methods import ctm
 from distilljax.methods.trajectory_consistency import (
     Balanced,
@@ -17,8 +19,6 @@ from distilljax.methods.trajectory_consistency import (
     _uniform_index,
 )
 from distilljax.methods.weights import inverse_gap
-from distilljax.solvers import Euler
-from distilljax.times import EvenGrid, LogNormal, Point, Ramp, Switch
 from tests import exact, toy
 from tests.methods.played import ExactStep, play
 

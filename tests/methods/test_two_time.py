@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from distilljax import oracles, paths
+from distilljax.diffusion.times import Pair
 from distilljax.methods import ayf_emd, ayf_lmd
-from distilljax.times import Pair
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import play

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distilljax import networks
-from distilljax.binding import told, untold
+from distilljax.core.binding import told, untold
 from distilljax.training.state import start_from
 from tests.networks.filled import filled
 

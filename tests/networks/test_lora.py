@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from distilljax import networks
-from distilljax.method import Follow, Role, batches
+from distilljax.core.method import Follow, Role, batches
 from distilljax.methods import build
 from distilljax.networks.lora import LoRA, lora, with_lora
 from distilljax.training.config import TrainConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distilljax import networks, paths
-from distilljax.binding import Bound
+from distilljax.core.binding import Bound
 from distilljax.networks import Frequencies
 from tests.networks.filled import filled
 from tests.networks.slopes import check_jvp

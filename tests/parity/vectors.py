@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import paths
-from distilljax.binding import Bound, Nets, Network
-from distilljax.context import Context
-from distilljax.method import Method
+from distilljax.core.binding import Bound, Nets, Network
+from distilljax.core.context import Context
+from distilljax.core.method import Method
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import make_setup
 from distilljax.training.update import Update

@@ -7,7 +7,7 @@ import tempfile
 import jax
 import numpy as np
 
-from distilljax.method import Method, Phase, Role, Term, batches, check
+from distilljax.core.method import Method, Phase, Role, Term, batches, check
 from distilljax.training import (
     build_cycle,
     create_frozen,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distilljax.method import Follow, Method, Out, Phase, Role, Term, check
+from distilljax.core.method import Follow, Method, Out, Phase, Role, Term, check
 from tests import toy
 
 NETWORK = toy.mlp((2,))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distilljax import data
-from distilljax.method import Follow, Role, Term, check
+from distilljax.core.method import Follow, Role, Term, check
 from distilljax.training import train
 from distilljax.training.checks import check_frozen
 from tests import toy

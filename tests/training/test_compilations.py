@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import measure
 from distilljax import data
-from distilljax.method import Stage
+from distilljax.core.method import Stage
 from distilljax.training import train
 from tests.methods import cases
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distilljax.method import Method, Phase, Role, Term, check
+from distilljax.core.method import Method, Phase, Role, Term, check
 from distilljax.training import make_setup
 from distilljax.training.config import TrainConfig
 from distilljax.training.cost import (

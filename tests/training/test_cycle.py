@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from distilljax.context import fold_name
-from distilljax.method import Method, Out, Phase, Role, Term, check
+from distilljax.core.context import fold_name
+from distilljax.core.method import Method, Out, Phase, Role, Term, check
 from distilljax.training import build_cycle, create_frozen, create_state, make_setup
 from distilljax.training.config import TrainConfig
 from distilljax.training.roles import updates_of
@@ -278,7 +278,7 @@ def test_follow_after_a_phase_sees_that_phase():
         gap = jnp.max(jnp.abs(a - b))
         return Out(small.imitate(ctx), {"gap": gap})
 
-    from distilljax.method import Follow
+    from distilljax.core.method import Follow
 
     roles = {**method.roles, "shadow": Role(init="fake")}
     student = method.phases[1]._replace(terms=(Term("look", difference),), draws={})
@@ -446,7 +446,7 @@ def test_weight_is_a_schedule_over_cycles():
 
 
 def test_updates_of_a_role():
-    from distilljax.method import Stage
+    from distilljax.core.method import Stage
 
     method = small.critic_and_student(repeat=3)
     stage = Stage(4, (method.phases[0]._replace(repeat=5),))

@@ -13,8 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
+from distilljax.core.method import Term, check
 from distilljax.evaluation import save_png
-from distilljax.method import Term, check
 from distilljax.training import (
     Hooks,
     Interrupted,

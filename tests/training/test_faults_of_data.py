@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distilljax.core.method import Follow, Out, Phase, Role, Term, check
 from distilljax.data import readers
-from distilljax.method import Follow, Out, Phase, Role, Term, check
 from distilljax.training import (
     build_cycle,
     create_frozen,

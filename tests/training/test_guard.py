@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from distilljax import paths
-from distilljax.binding import Network
-from distilljax.method import Method, Out, Phase, Role, Term, check
+from distilljax.core.binding import Network
+from distilljax.core.method import Method, Out, Phase, Role, Term, check
 from distilljax.training import build_cycle, create_state, make_setup, optimizers
 from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.cycle import run_cycle

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilljax import data
-from distilljax.method import Stage, Term, check
+from distilljax.core.method import Stage, Term, check
 from distilljax.training import Hooks, Interrupted, cycle, loop, read_metrics, train
 from tests.training import small
 from tests.training.test_cycle import NETWORKS, imitating

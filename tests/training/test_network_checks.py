@@ -8,7 +8,7 @@ import pytest
 from flax import linen
 
 from distilljax import losses, methods, paths
-from distilljax.binding import Network
+from distilljax.core.binding import Network
 from distilljax.networks import functionalize
 from distilljax.training import train
 from tests import toy

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distilljax import methods
-from distilljax.method import batches
+from distilljax.core.method import batches
 from distilljax.training import build_cycle, train
 from distilljax.training.profile import Profile
 from tests.methods import cases

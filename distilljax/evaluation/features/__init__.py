@@ -1,6 +1,5 @@
 """Feature extractors: callables from images to vectors, each with a fingerprint."""
 
-from distilljax.errors import unknown
 from distilljax.evaluation.features.digits import digits_classifier
 from distilljax.evaluation.features.extractor import (
     Extracted,
@@ -10,6 +9,7 @@ from distilljax.evaluation.features.extractor import (
 )
 from distilljax.evaluation.features.inception import inception
 from distilljax.evaluation.features.torch_fidelity import torch_fidelity
+from distilljax.runtime.errors import unknown
 
 KINDS = {
     "digits": "digits",

@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
-from distilljax import terminal
 from distilljax.evaluation.statistics.pairs import row_mesh
+from distilljax.runtime import terminal
 
 
 class Extracted(NamedTuple):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distilljax.errors import unknown
 from distilljax.evaluation.features.extractor import (
     Extracted,
     FeatureExtractor,
     need_images,
 )
+from distilljax.runtime.errors import unknown
 
 _CHUNK_BYTES = 2**24
 

@@ -7,8 +7,8 @@ import pathlib
 
 from numpy.typing import NDArray
 
-from distilljax.extras import needed
-from distilljax.storage import load_arrays
+from distilljax.runtime.extras import needed
+from distilljax.runtime.storage import load_arrays
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, NDArray]:

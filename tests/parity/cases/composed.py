@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from distilljax import methods, paths
-from distilljax.binding import Bound, Nets, Network
-from distilljax.context import Context
-from distilljax.draws import Among
-from distilljax.times import TableGrid
+from distilljax.core.binding import Bound, Nets, Network
+from distilljax.core.context import Context
+from distilljax.core.draws import Among
+from distilljax.diffusion.times import TableGrid
 from tests.parity.vectors import Run, Vector
 
 Array = jax.Array

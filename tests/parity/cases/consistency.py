@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 from distilljax import methods, metrics, paths, solvers, times, transforms
+from distilljax.diffusion.times import KarrasPoints, Ramp
 from distilljax.methods import curricula, trajectory_consistency
-from distilljax.times import KarrasPoints, Ramp
 from tests.parity.vectors import Run, Vector, index_draw, sampled
 
 EDM = paths.edm()

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from distilljax import methods, paths
+from distilljax.diffusion.paths import Path
+from distilljax.diffusion.times import KarrasPoints, Minimum, Ramp
 from distilljax.methods import weights
 from distilljax.methods.halving import jump_levels
-from distilljax.paths import Path
-from distilljax.times import KarrasPoints, Minimum, Ramp
 from tests.parity.vectors import Run, Vector, law_path
 
 

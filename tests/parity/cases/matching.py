@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from distilljax import methods
-from distilljax.context import Context
-from distilljax.method import Method
+from distilljax.core.context import Context
+from distilljax.core.method import Method
+from distilljax.diffusion.times import EvenGrid, TableGrid
+from distilljax.losses.metrics import PseudoHuberElement, half_mse
 from distilljax.methods.fits import Fit
-from distilljax.metrics import PseudoHuberElement, half_mse
-from distilljax.times import EvenGrid, TableGrid
 from tests.parity.vectors import Run, Vector, path_of, sampled
 
 

@@ -1,0 +1,128 @@
+"""What every method says of itself, and where it is found.
+
+A method registers its factory in its own file; nothing lists methods by hand:
+
+    @register(family="consistency", cite=SCM, summary="one line for every table")
+    def scm(*, law=..., ...) -> Method: ...
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from distilljax.core.method import Citation, Method
+from distilljax.runtime.errors import unknown
+
+# In the order in which tables show them.
+FAMILIES = (
+    "regression",
+    "consistency",
+    "flow map",
+    "trajectory",
+    "distribution matching",
+    "adversarial",
+    "composed",
+    "restoration",
+    "reward",
+)
+Factory = TypeVar("Factory", bound=Callable[..., Method])
+
+
+class Entry(NamedTuple):
+    """A row of the catalogue.
+
+    Attributes:
+      factory: keyword arguments -> `Method`.
+      cite: the paper; its ``id`` is the name of the method.
+      family: one of `FAMILIES`.
+      summary: what it does, in one line.
+      teacher: whether it distils a teacher.
+      differs: where the code departs from the paper or its release by choice; markdown.
+    """
+
+    factory: Callable[..., Method]
+    cite: Citation
+    family: str
+    summary: str
+    teacher: bool = True
+    differs: str = ""
+
+
+_FOUND: dict[str, Entry] = {}
+
+
+def register(
+    *,
+    family: str,
+    cite: Citation,
+    summary: str,
+    teacher: bool = True,
+    differs: str = "",
+) -> Callable[[Factory], Factory]:
+    """Enters the factory below it into the catalogue, under its own name.
+
+    Args:
+      family: see `Entry`.
+      cite: see `Entry`.
+      summary: see `Entry`.
+      teacher: see `Entry`.
+      differs: see `Entry`.
+
+    Raises:
+      ValueError: for an unknown family, a citation of another method, or a second
+        method of one name.
+    """
+    if family not in FAMILIES:
+        raise ValueError(unknown("family", family, FAMILIES))
+
+    def enter(factory: Factory) -> Factory:
+        name = factory.__name__
+        if cite.id != name:
+            raise ValueError(f"method {name!r} cites {cite.id!r}; ids must be equal")
+        before = _FOUND.get(name)
+        if before is not None and before.factory.__module__ != factory.__module__:
+            raise ValueError(
+                f"two methods are called {name!r}: in {before.factory.__module__} and "
+                f"{factory.__module__}; give one of them another name"
+            )
+        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs)
+        return factory
+
+    return enter
+
+
+def discover(package: str, folders: Iterable[str]) -> dict[str, Entry]:
+    """Imports every module of a package and returns what registered itself.
+
+    Args:
+      package: its full name.
+      folders: where its modules lie.
+
+    Returns:
+      Entries by name, by family and then by year and number of the paper.
+    """
+    for module in pkgutil.walk_packages(folders, f"{package}."):
+        importlib.import_module(module.name)
+
+    def place(name: str) -> tuple[Any, ...]:
+        entry = _FOUND[name]
+        cite = entry.cite
+        return FAMILIES.index(entry.family), cite.year, cite.venue, name
+
+    return {name: _FOUND[name] for name in sorted(_FOUND, key=place)}
+
+
+def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
+    """Builds a registered method, see `distilljax.methods.build`."""
+    if name not in entries:
+        raise ValueError(unknown("method", name, entries))
+    factory = entries[name].factory
+    known = inspect.signature(factory).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown(f"option of method {name!r}", option, known))
+    return factory(**options)

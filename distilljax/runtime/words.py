@@ -1,0 +1,58 @@
+"""Names that a config may write: laws, grids, metrics and the like as text.
+
+What a config can name says so where it is defined:
+
+    @words.call                     "LogNormal(-1.0, 1.4)" makes one
+    class LogNormal: ...
+
+    @words.value                    "half_mse" stands for the function itself
+    def half_mse(...): ...
+
+    @words.partial                  both: "clip" is the function, "clip(0.1)" fixes
+    def clip(c, most): ...          its arguments after the first
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Callable[..., Any])
+CALLS: dict[str, Callable[..., Any]] = {}
+VALUES: dict[str, Any] = {}
+
+
+def _enter(table: dict[str, Any], name: str, owner: Any, value: Any) -> None:
+    known = {**CALLS, **VALUES}.get(name)
+    where = getattr(known, "__module__", None)
+    if known is not None and where != owner.__module__:
+        raise ValueError(
+            f"two things are called {name!r} in configs: in {where} and "
+            f"{owner.__module__}; give one of them another name"
+        )
+    table[name] = value
+
+
+def call(made: T) -> T:
+    """A class or function whose call a config may write."""
+    _enter(CALLS, made.__name__, made, made)
+    return made
+
+
+def value(function: T) -> T:
+    """A function that a config may name."""
+    _enter(VALUES, function.__name__, function, function)
+    return function
+
+
+def partial(function: T) -> T:
+    """A function that a config may name, or call with all but its first argument."""
+
+    @functools.wraps(function)
+    def fixed(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, *args, **kwargs)
+
+    value(function)
+    _enter(CALLS, function.__name__, function, fixed)
+    return function
