@@ -18,9 +18,10 @@ from distilljax.evaluation.panels import (
     PALETTE,
     TEACHER,
     bare,
+    draw_classes,
+    first_of_each,
     plain_log,
 )
-from distilljax.evaluation.plots import image_grid
 from distilljax.runtime import storage
 from distilljax.runtime.extras import needed
 
@@ -340,21 +341,13 @@ def _grids(
     first = _saved(folder, "floor")
     if first is None or first["x"].ndim != 4 or "label" not in first:
         return None
-    labels = first["label"]
-    classes = np.unique(labels)[:10]
-    chosen = np.concatenate([np.flatnonzero(labels == c)[:_TILES] for c in classes])
-    if len(chosen) != _TILES * len(classes):
+    chosen = first_of_each(first["label"], _TILES)
+    if chosen is None:
         return None
+    classes = first["label"][chosen[::_TILES]]
 
     def tiles(axis: Any, x: np.ndarray, colour: str) -> None:
-        grid = image_grid(x[chosen], _TILES, 4)
-        axis.imshow(grid, interpolation="nearest")
-        step = grid.shape[0] / len(classes)
-        axis.set_yticks(step * (np.arange(len(classes)) + 0.5), classes)
-        axis.set_xticks([])
-        axis.tick_params(colors=MUTED, labelsize=_NAME, length=0)
-        for spine in axis.spines.values():
-            spine.set_visible(False)
+        draw_classes(axis, x[chosen], classes, size=_NAME)
 
     tall = _PANEL * len(classes) / _TILES + 0.6
     return _png(_panels(folder, results, rows, results["floor_name"], tall, tiles)[0])

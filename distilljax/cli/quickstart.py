@@ -25,6 +25,7 @@ from distilljax.core.method import Method
 from distilljax.experiment import api, cards
 from distilljax.experiment.judge import SEEDS, STEPS, TEACHER_NFE, Judge
 from distilljax.runtime import storage
+from distilljax.runtime.labels import named
 from distilljax.sampling import generation
 from distilljax.training.claim import claim_results
 from distilljax.training.loop import Hooks, View
@@ -191,6 +192,7 @@ class _Job:
         columns = np.concatenate(
             [np.flatnonzero(self.labels == c)[:8] for c in range(10)]
         )
+        captions = named(self.labels[columns])
 
         def images(view: View) -> np.ndarray:
             # On the host: parameters that are read from files meet the same program.
@@ -201,7 +203,7 @@ class _Job:
 
         def evaluate(view: View) -> dict[str, float]:
             x = images(view)
-            grid = evaluation.image_grid(x[columns], 8, 4)
+            grid = evaluation.image_grid(x[columns], 8, 4, captions=captions)
             path = self.folder / name / "samples" / f"cycle_{view.step:06d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             evaluation.save_png(path, grid)

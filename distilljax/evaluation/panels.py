@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from distilljax.evaluation.plots import image_grid
 from distilljax.evaluation.summary import methods_of, number
 
 Curves = Mapping[str, Mapping[str, Any]]
@@ -77,6 +78,54 @@ def bare(axes: Any, size: float) -> Any:
     axes.grid(axis="y", color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
     return axes
+
+
+def first_of_each(
+    labels: ArrayLike, count: int, most: int = 10
+) -> NDArray[np.int64] | None:
+    """Places of the first ``count`` images of each class, class after class.
+
+    Args:
+      labels: ``[N]``.
+      count: images of a class.
+      most: classes at most, the lowest labels.
+
+    Returns:
+      ``[classes * count]``; None where a class has fewer.
+    """
+    labels = np.asarray(labels)
+    places = [np.flatnonzero(labels == c)[:count] for c in np.unique(labels)[:most]]
+    if not places or min(map(len, places)) < count:
+        return None
+    return np.concatenate(places)
+
+
+def draw_classes(
+    axes: Any,
+    images: ArrayLike,
+    names: Sequence[Any],
+    *,
+    scale: int = 4,
+    size: float = 11,
+) -> None:
+    """Images on axes, a class a row beside its name.
+
+    Args:
+      axes: of matplotlib.
+      images: ``[R * columns, H, W, C]`` in [-1, 1], the classes one after another; see
+        `first_of_each`.
+      names: of the ``R`` classes.
+      scale: see `image_grid`.
+      size: of the names, in points.
+    """
+    grid = image_grid(images, len(np.asarray(images)) // len(names), scale)
+    axes.imshow(grid, interpolation="nearest")
+    step = grid.shape[0] / len(names)
+    axes.set_yticks(step * (np.arange(len(names)) + 0.5), names)
+    axes.set_xticks([])
+    axes.tick_params(colors=MUTED, labelsize=size, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
 
 
 @dataclasses.dataclass(frozen=True)

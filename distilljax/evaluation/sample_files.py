@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from distilljax.evaluation.plots import image_grid, save_picture
 from distilljax.runtime import storage
-from distilljax.runtime.labels import named
+from distilljax.runtime.labels import columns_of, named
 
 ARRAYS = (".npz", ".npy")
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -195,8 +195,10 @@ def write(
         storage.save_npz(to.arrays, fields, compressed=True)
     shades = np.clip(x, -1.0, 1.0)
     if to.picture is not None:
-        captions = named(None if labels is None else labels[:SHOWN], class_names)
-        grid = image_grid(shades[:SHOWN], min(10, len(x)), 4, captions=captions)
+        shown = None if labels is None else np.asarray(labels)[:SHOWN]
+        columns = min(10, len(x)) if shown is None else columns_of(shown)
+        captions = named(shown, class_names)
+        grid = image_grid(shades[:SHOWN], columns, 4, captions=captions)
         save_picture(to.picture, grid, note=to.arrays.name)
     if to.folder is not None:
         _write_folder(to.folder, shades)

@@ -102,8 +102,34 @@ def _number(label: Any, names: tuple[str, ...]) -> int:
     raise ValueError(f"{message} Or a label from 0 to {len(names) - 1}.")
 
 
-def named(labels: Any, names: Sequence[str] | None) -> list[str] | None:
-    """The names of integer labels, None without names or labels."""
-    if names is None or labels is None:
+def named(labels: Any, names: Sequence[str] | None = None) -> list[str] | None:
+    """What a picture calls integer labels; None without labels.
+
+    Args:
+      labels: integers, or None.
+      names: of the classes by label; without them a class is called by its number.
+    """
+    if labels is None:
         return None
-    return [str(names[int(label)]) for label in labels]
+    return [str(int(k)) if names is None else str(names[int(k)]) for k in labels]
+
+
+def columns_of(labels: Any, most: int = 10) -> int:
+    """Columns of a grid in which every class has columns, or rows, of its own.
+
+    Labels that come in turn (0, 1, 2, 0, 1, 2) get columns, labels in runs of equal
+    length (0, 0, 0, 0, 1, 1, 1, 1) rows.
+
+    Args:
+      labels: ``[N]``, one an image.
+      most: columns of a grid of other labels; aligned ones may take twice as many.
+    """
+    y = np.asarray(labels)
+    most = min(most, len(y))
+    turn = next(p for p in range(1, len(y) + 1) if (y[p:] == y[:-p]).all())
+    if 1 < turn < len(y) and turn <= 2 * most:
+        return max(most // turn, 1) * turn
+    edges = np.flatnonzero(np.diff(y)) + 1
+    run = int(edges[0]) if len(edges) else 0
+    aligned = 4 <= run <= 2 * most and len(y) % run == 0 and not (edges % run).any()
+    return run if aligned else most

@@ -34,7 +34,29 @@ def test_names_and_integers_stand_beside_each_other():
     # A class that is called by a number is that class.
     assert labels.numbered("10,0", ("0", "1", "10")) == [2, 0]
     assert labels.named([2, 0], NAMES) == ["dog", "bird"]
-    assert labels.named([2], None) is None
+    assert labels.named([2, 0]) == ["2", "0"]
+    assert labels.named(None, NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "columns"),
+    [
+        (np.arange(100) % 10, 10),
+        (np.arange(100) % 3, 9),
+        (np.arange(7) % 5, 5),
+        (np.arange(100) % 12, 12),
+        (np.arange(100) % 40, 10),
+        (np.repeat(np.arange(10), 8), 8),
+        (np.repeat([2, 0], 12), 12),
+        ([0, 0, 1, 1], 4),
+        ([1] * 30, 10),
+        (range(4), 4),
+        (np.arange(100) ** 2 % 101, 10),
+        ([3], 1),
+    ],
+)
+def test_a_grid_keeps_the_images_of_a_class_together(given, columns):
+    assert labels.columns_of(given) == columns
 
 
 @pytest.mark.parametrize(
