@@ -135,19 +135,22 @@ def edit(options: argparse.Namespace) -> int:
     """Edits images with the student of a run."""
     from etils import epath
 
-    from distilljax.experiment import image_edits
+    from distilljax.experiment import api, image_edits
 
+    student = api.load(options.run)
     given = image_edits.read_images(options.input)
     mask = image_edits.read_mask(options.mask) if options.mask else None
     if mask is None and options.task == "inpaint":
         mask = given.get("mask")
     name = f"{options.task}_steps{options.steps}_seed{options.seed}.npz"
     out = options.out or epath.Path(options.run) / "edits" / name
+    # Labels of the file are asked for where the student has classes.
+    known = None if student.num_classes is None else given.get("label")
     x = image_edits.edit(
-        options.run,
+        student,
         options.task,
         given["x"],
-        labels=options.labels or given.get("label"),
+        labels=options.labels or known,
         mask=mask,
         noise=options.noise,
         strength=options.strength,

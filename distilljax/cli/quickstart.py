@@ -217,7 +217,8 @@ class _Job:
 
         config = self.cards[name]
         with config.unlocked():
-            config.evaluate_every = max(config.cycles // self.probes, 1)
+            # Rounded up: the last one falls on the end, and there are no more.
+            config.evaluate_every = -(-config.cycles // self.probes)
         found = cards.expand(config)
         began = time.monotonic()
         fitted = api.fit_card(

@@ -25,7 +25,7 @@ def load_npz(
     what: str,
     names: tuple[str, ...] | None = None,
 ) -> tuple[epath.Path, dict[str, np.ndarray]]:
-    """The arrays of an ``.npz``, in memory.
+    """The arrays of an ``.npz``, in memory; an ``.npy`` is the one that is needed.
 
     Args:
       path: the file.
@@ -40,6 +40,8 @@ def load_npz(
     if not path.is_file():
         raise ValueError(f"no data at {path}: write {what} into it with np.savez")
     found = storage.load_arrays(path, names)
+    if path.suffix == ".npy":
+        found = dict(zip(needed, found.values(), strict=False))
     for name in needed:
         if name not in found:
             with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -139,8 +141,6 @@ def npz(
     path = epath.Path(path)
     if path.is_dir():
         found = _load_folder(path)
-    elif path.suffix == ".npy" and path.is_file():
-        found = {"x0": next(iter(storage.load_arrays(path).values()))}
     else:
         shape = ", ".join(map(str, sample_shape))
         what = f"x0 [N, {shape}] (images in [-1, 1], or latents) and cond [N]"

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import os
+import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,10 +19,14 @@ from distilljax.data.sources import Sample, Source
 from distilljax.runtime.extras import needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Pictures that are not read: they are refused, not left out.
+_OTHERS = (".tif", ".tiff", ".gif", ".jfif", ".jp2", ".heic", ".heif", ".avif", ".ppm")
 _GREY = ("1", "L", "LA", "I", "F")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 # Folders that archives and storage devices add.
 _SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+# What Pillow raises on files that are damaged, or on values that are refused here.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 # Files whose size joins the fingerprint of a folder.
 _SIZED = 1024
 
@@ -221,7 +227,11 @@ def _levels(image: Any) -> Any:
             f"an image of mode {image.mode} must have values in [0, {white:g}], got "
             f"{low:g} to {high:g}; save it with 8 bits"
         )
-    return Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
+    grey = Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.uint8(255) * (values != clear)))
+    return grey
 
 
 def _opaque(image: Any, channels: int) -> Any:
@@ -331,6 +341,13 @@ def listed(path: epath.Path) -> tuple[list[str], list[int], list[str]]:
     labels = [i for i, c in enumerate(classes) for _ in inside[c]]
     if not classes:
         names = _images(path)
+    others = [n for c in classes or [""] for n in _images(path / c, _OTHERS)]
+    if others and (names or classes):
+        raise ValueError(
+            f"{path} holds {len(others)} pictures of other kinds beside its "
+            f"{len(names)} images ({others[0]}), which would be left out; known are "
+            f"{', '.join(SUFFIXES)}: convert them, or move them away"
+        )
     if not names:
         raise ValueError(
             f"no images at {path}: put them in one folder per class, "
@@ -345,9 +362,9 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _SYSTEM
 
 
-def _images(folder: epath.Path) -> list[str]:
+def _images(folder: epath.Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     names = (p.name for p in folder.iterdir())
-    return sorted(n for n in names if not _hidden(n) and n.lower().endswith(SUFFIXES))
+    return sorted(n for n in names if not _hidden(n) and n.lower().endswith(suffixes))
 
 
 def _check_folder(path: epath.Path, inside: Mapping[str, Sequence[str]]) -> None:
@@ -376,7 +393,7 @@ def _deeper(folder: epath.Path) -> bool:
     inner = [
         p
         for p in folder.iterdir()
-        if not _hidden(p.name) and "." not in p.name and p.is_dir()
+        if not (_hidden(p.name) or p.name.lower().endswith(SUFFIXES)) and p.is_dir()
     ]
     return any(_images(p) or _deeper(p) for p in inner)
 
@@ -395,7 +412,7 @@ def _read(
     try:
         with file.open("rb") as opened, Image.open(opened) as image:
             sample = {"x0": fitted(image, shape)}
-    except (OSError, SyntaxError) as error:
+    except (*_UNREADABLE, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: {error}") from error
     if len(labels):
         sample["cond"] = labels[index]

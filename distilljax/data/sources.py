@@ -222,6 +222,11 @@ def _check_labels(cond: np.ndarray, num_classes: int | None) -> tuple[np.ndarray
         )
     low, high = int(cond.min()), int(cond.max())
     classes = high + 1 if num_classes is None else num_classes
+    if high >= np.iinfo(np.int32).max:
+        raise ValueError(
+            f"cond: labels count from 0, got {low} to {high}, which look like numbers "
+            "of files or hashes; renumber them, np.unique(cond, return_inverse=True)"
+        )
     if low < 0 or high >= classes:
         raise ValueError(
             f"cond: labels must lie in 0 .. {classes - 1}, got {low} to {high}; "

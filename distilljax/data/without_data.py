@@ -33,11 +33,11 @@ def conditions(
     num_classes: int | None = None,
     cond_features: int | None = None,
 ) -> ArraySource:
-    """Conditions of an ``.npz`` alone: embeddings of prompts, or a list of labels.
+    """Conditions of a file alone: embeddings of prompts, or a list of labels.
 
     Args:
-      path: file with ``cond``, floating ``[N, d]`` or ``[N, tokens, d]`` or integers
-        ``[N]``; in a bucket too.
+      path: ``.npz`` with ``cond``, or an ``.npy`` which is that: floating ``[N, d]`` or
+        ``[N, tokens, d]`` or integers ``[N]``; in a bucket too.
       sample_shape: shape of the samples that the student makes.
       num_classes: number of labels; default the largest plus one.
       cond_features: what ``d`` must be; a card says it, so that programs can be built

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from distilljax.diffusion.paths import Path, linear
 from distilljax.diffusion.shares import Shares
 from distilljax.runtime import words
+from distilljax.runtime.errors import check_finite, check_whole
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
@@ -86,6 +87,9 @@ class LogitNormal:
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
+
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
         return inside(u * path.t_max, path)
@@ -101,6 +105,9 @@ class LogNormal:
 
     mean: float = -1.0
     std: float = 1.4
+
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
@@ -119,6 +126,9 @@ class ArctanNormal:
     mean: float = -0.8
     std: float = 1.6
 
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
+
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
         return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
@@ -130,6 +140,9 @@ class Point:
     """Always the same time, a fraction of the clock; 1 is pure noise."""
 
     at: float = 1.0
+
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         return jnp.full(shape, self.at * path.t_max, jnp.float32)
@@ -147,6 +160,9 @@ class Shifted:
 
     law: Law
     shift: float = 3.0
+
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
@@ -209,6 +225,9 @@ class Choice:
 
     times: tuple[float, ...]
 
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
+
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         return jax.random.choice(key, jnp.asarray(self.times, jnp.float32), shape)
 
@@ -240,6 +259,9 @@ class Pair:
     from_noise: float = 0.0
     end: Law | None = None
     fixed: bool = False
+
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
 
     def shares(self, batch: int) -> Shares | None:
         """``(off, on)`` the diagonal, of a batch; None unless they are fixed."""
@@ -315,7 +337,10 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
       ValueError: with fewer than two times, times that do not decrease, are not finite
         or lie beyond the data's.
     """
-    out = tuple(float(t) for t in times)
+    try:
+        out = tuple(float(t) for t in times)
+    except TypeError as error:
+        raise ValueError(f"times must be numbers, got {times!r}") from error
     if not all(math.isfinite(t) for t in out) or (out and min(out) < 0.0):
         raise ValueError(f"times must be finite and not below 0 (the data), got {out}")
     if len(out) < 2:
@@ -327,7 +352,7 @@ def check_times(times: tuple[float, ...]) -> tuple[float, ...]:
 
 def checked_steps(steps: int) -> int:
     """A number of steps, at least 1."""
-    if steps < 1:
+    if check_whole("steps", steps) < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return steps
 

@@ -25,7 +25,8 @@ from distilljax.evaluation import image_grid, sample_files, save_png
 from distilljax.experiment import taught
 from distilljax.experiment.diagnosis import Diagnosis
 from distilljax.runtime import promotion
-from distilljax.runtime.labels import named, names_of, numbered
+from distilljax.runtime.errors import check_whole
+from distilljax.runtime.labels import asked, named, names_of
 from distilljax.sampling import generation
 from distilljax.training import distributed
 from distilljax.training.config import TrainConfig
@@ -406,12 +407,12 @@ def sample(
       ValueError: if conditions or starts are missing, or given to a student that takes
         none, and on lengths or labels that do not fit.
     """
-    if count is not None and count < 1:
+    if count is not None and check_whole("count", count) < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     fitted = student if isinstance(student, Fitted) else load(student)
     to = None if out is None else sample_files.target(out, fitted.sample_shape)
     _check_inputs(fitted, cond, start)
-    labels = numbered(labels, fitted.class_names)
+    labels = asked(labels, fitted)
     lead, params = None, fitted.params
     if teacher is not None:
         first = teacher if isinstance(teacher, Fitted) else load(teacher)

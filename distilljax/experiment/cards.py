@@ -44,7 +44,7 @@ from distilljax.data import (
 )
 from distilljax.experiment import players, specs
 from distilljax.runtime import promotion
-from distilljax.runtime.errors import unknown
+from distilljax.runtime.errors import check_finite, unknown
 from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.placement import AXES
 
@@ -99,7 +99,10 @@ class Adapters(NamedTuple):
         Raises:
           ValueError: on an unknown key.
         """
+        if not isinstance(section, Mapping):
+            raise ValueError(f"lora must be a mapping, got {section!r}")
         for key in section:
+            check_finite(f"lora.{key}", section[key])
             if key not in cls._fields:
                 raise ValueError(unknown("argument of lora", key, cls._fields))
         return cls(**section)
@@ -413,13 +416,19 @@ def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
             raise ValueError(unknown(f"argument of {kind} {name!r}", key, parameters))
     values = specs.resolve(spec)
     for key, value in values.items():
+        check_finite(f"argument {key!r} of {kind} {name!r}", value)
         default = parameters[key].default
         if isinstance(default, (int, float)) and isinstance(value, str):
             raise ValueError(
                 f"argument {key!r} of {kind} {name!r} must be a number as {default!r} "
                 f"is, got {value!r}"
             )
-    return known[name](**values)
+    try:
+        return known[name](**values)
+    except TypeError as error:
+        raise ValueError(
+            f"arguments of {kind} {name!r} do not fit ({error}): {values}"
+        ) from error
 
 
 def shipped() -> dict[str, pathlib.Path]:

@@ -26,7 +26,7 @@ from distilljax.evaluation import sample_files
 from distilljax.experiment.api import Fitted, load, saving
 from distilljax.runtime import promotion, storage
 from distilljax.runtime.errors import unknown
-from distilljax.runtime.labels import numbered
+from distilljax.runtime.labels import asked
 from distilljax.sampling import editing, generation
 
 Array = jax.Array
@@ -162,7 +162,7 @@ def edit(
             f"labels must be given, one per image: the student has classes 0 .. "
             f"{fitted.num_classes - 1}"
         )
-    labels = numbered(labels, fitted.class_names)
+    labels = asked(labels, fitted)
     path = generation.sampling_path(method, fitted.network)
     times = _times(method, path, steps, noise, strength)
     given = {"images": observed}

@@ -16,7 +16,7 @@ from distilljax import data, losses, methods  # noqa: F401
 from distilljax.core import draws  # noqa: F401
 from distilljax.diffusion import clocks, paths, sampler, solvers, times  # noqa: F401
 from distilljax.runtime import words
-from distilljax.runtime.errors import unknown
+from distilljax.runtime.errors import check_finite, unknown
 
 
 def names() -> tuple[str, ...]:
@@ -40,11 +40,16 @@ def parse(text: str) -> Any:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
         raise ValueError(f"cannot read {text!r}: {error.msg}") from error
-    return _read(tree, text)
+    try:
+        return _read(tree, text)
+    except TypeError as error:
+        # Of a call, the sign of a text, the key of a mapping.
+        raise ValueError(f"in {text!r}: {error}") from error
 
 
 def _read(node: ast.AST, text: str) -> Any:
     if isinstance(node, ast.Constant):
+        check_finite(f"a number in {text!r}", node.value)
         return node.value
     if isinstance(node, (ast.Tuple, ast.List)):
         return tuple(_read(item, text) for item in node.elts)
@@ -63,10 +68,7 @@ def _read(node: ast.AST, text: str) -> Any:
         kwargs = {k.arg: _read(k.value, text) for k in node.keywords if k.arg}
         if name not in words.CALLS:
             raise ValueError(f"in {text!r}: " + unknown("name", name, names()))
-        try:
-            return words.CALLS[name](*args, **kwargs)
-        except TypeError as error:
-            raise ValueError(f"in {text!r}: {error}") from error
+        return words.CALLS[name](*args, **kwargs)
     raise ValueError(
         f"cannot read {text!r}: only literals and calls of known names: {names()}"
     )

@@ -95,8 +95,8 @@ def _image_sizes(shape: tuple[int, ...], count: int) -> Sizes | None:
             f"a small transformer on patches of {patch} x {patch}: {count} images are "
             "few, and it is quick on a CPU",
             64,
-            800,
             500,
+            300,
             (1e-3, 3e-4),
             "2 CPU cores",
         )

@@ -28,7 +28,8 @@ def build(name: str, **options: Any) -> Method:
       The method.
 
     Raises:
-      ValueError: for an unknown name or option, with the near matches.
+      ValueError: for an unknown name or option, with the near matches, or an option
+        that is NaN or infinite.
     """
     return registry.build(CATALOGUE, name, **options)
 

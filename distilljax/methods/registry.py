@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from distilljax.core.method import Citation, Method
-from distilljax.runtime.errors import unknown
+from distilljax.runtime.errors import check_finite, unknown
 
 # In the order in which tables show them.
 FAMILIES = (
@@ -125,4 +125,10 @@ def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of method {name!r}", option, known))
-    return factory(**options)
+        check_finite(f"option {option!r} of method {name!r}", options[option])
+    try:
+        return factory(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"options of method {name!r} do not fit ({error}): {options}"
+        ) from error

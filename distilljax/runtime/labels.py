@@ -59,6 +59,24 @@ def numbered(labels: Any, names: Sequence[str] | None = None) -> Any:
     return [_number(label, known) for label in labels]
 
 
+def asked(labels: Any, fitted: Any) -> Any:
+    """Labels for a trained student, as `numbered` returns them.
+
+    Args:
+      labels: see `numbered`.
+      fitted: its ``num_classes`` and ``class_names``.
+
+    Raises:
+      ValueError: also where it was trained without classes and would not read them.
+    """
+    if labels is not None and fitted.num_classes is None:
+        raise ValueError(
+            "labels were given, and this student was trained without classes: it would "
+            "not read them; leave labels (--labels) out"
+        )
+    return numbered(labels, fitted.class_names)
+
+
 def _number(label: Any, names: tuple[str, ...]) -> int:
     if isinstance(label, numbers.Integral):
         return int(label)

@@ -138,9 +138,13 @@ def save_npz(
     path: str | os.PathLike, fields: dict[str, Any], *, compressed: bool = False
 ) -> None:
     """Writes arrays by name to an ``.npz``."""
-    with replacing(path) as file:
-        save = np.savez_compressed if compressed else np.savez
-        save(file, allow_pickle=False, **fields)
+    how = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with replacing(path) as file, zipfile.ZipFile(file, "w", how) as archive:
+        # np.savez takes some names, such as "file", for arguments of its own.
+        for name, value in fields.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                array = np.asanyarray(value)
+                np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 # What numpy, zipfile and zlib raise on files that are damaged or made to harm.

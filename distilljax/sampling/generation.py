@@ -30,6 +30,7 @@ from distilljax.diffusion.sampler import sample_counted
 from distilljax.diffusion.solvers import FireFlow, Heun, Solver, folded, solve
 from distilljax.diffusion.times import Grid, PathGrid
 from distilljax.runtime import promotion, storage, terminal
+from distilljax.runtime.errors import check_whole
 from distilljax.sampling import editing
 from distilljax.training.lock import Lock
 
@@ -340,7 +341,7 @@ def checked_seed(seed: int) -> np.uint32:
     Raises:
       ValueError: beyond them, where bits would be lost and seeds be equal.
     """
-    if not 0 <= seed < 2**32:
+    if not 0 <= check_whole("seed", seed) < 2**32:
         raise ValueError(f"seed must lie in 0 .. {2**32 - 1}, got {seed}")
     return np.uint32(seed)
 
@@ -427,9 +428,9 @@ def generate(
             f"start must be [count, {', '.join(map(str, sample_shape))}], got "
             f"{np.shape(start)}"
         )
-    if not count or count < 1:
+    if not count or check_whole("count", count) < 1:
         raise ValueError(f"count must be at least 1 (or labels given), got {count}")
-    if batch_size < 1:
+    if check_whole("batch_size", batch_size) < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     batch_size, number = min(batch_size, count), checked_seed(seed)
     store = _Store(resume, tag, seed, batch_size, count, (params, inputs))

@@ -33,7 +33,7 @@ from distilljax.runtime.extras import needed
 from distilljax.training import distributed, versions
 from distilljax.training.claim import differing, is_step
 from distilljax.training.config import CheckpointConfig
-from distilljax.training.digests import fingerprint
+from distilljax.training.digests import fingerprint, not_finite
 from distilljax.training.state import TrainState, leaves
 from distilljax.training.steady import keep_time
 
@@ -356,6 +356,10 @@ class Checkpoints:
             )["state"]
         if fingerprint(state) != meta["fingerprint"]:
             raise ValueError("its content does not match its fingerprint")
+        # Updates that are known to be finite start from numbers that are.
+        broken = not_finite({"params": state.params, "opt": state.opt})
+        if broken:
+            raise ValueError(f"{', '.join(broken[:3])} are not finite")
         return Restored(step, state, _unpacked(parts["data"]["state"]), meta)
 
     def _suits(self, step: int, meta: Mapping[str, Any], abstract: TrainState) -> None:

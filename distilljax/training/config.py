@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -150,6 +151,10 @@ class RoleConfig:
         return built(self, updates)
 
 
+def _is_row(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
+
+
 def _rules(rules: Any) -> tuple[Rule, ...] | None:
     """Rules of a config as records."""
     if rules is None:
@@ -157,11 +162,18 @@ def _rules(rules: Any) -> tuple[Rule, ...] | None:
     out = []
     for rule in rules:
         good = isinstance(rule, (tuple, list)) and len(rule) == 2
-        if not good or not isinstance(rule[0], str) or isinstance(rule[1], str):
+        if not good or not isinstance(rule[0], str) or not _is_row(rule[1]):
             raise ValueError(
                 f"a rule is [path, [mesh axis or None, ...]], such as "
                 f"['qkv/kernel$', ['fsdp', 'tensor']], got {rule!r}"
             )
+        try:
+            re.compile(rule[0])
+        except re.error as error:
+            raise ValueError(
+                f"the path of a rule must be a regular expression, got {rule[0]!r} "
+                f"({error})"
+            ) from error
         for axis in rule[1]:
             if axis is not None and axis not in AXES:
                 raise ValueError(unknown("mesh axis", axis, AXES))
@@ -219,6 +231,11 @@ class CheckpointConfig:
             raise ValueError(
                 f"checkpoint: every must be at least 0 and keep at least 1, got "
                 f"{self.every}, {self.keep}"
+            )
+        if self.keep_period is not None and self.keep_period < 1:
+            raise ValueError(
+                "checkpoint: keep_period must be at least 1 or None, got "
+                f"{self.keep_period}"
             )
         if self.best_mode not in ("min", "max"):
             raise ValueError(
@@ -332,7 +349,11 @@ class TrainConfig:
         """
         if isinstance(values, cls):
             return values.checked(roles)
+        if not (isinstance(values, Mapping) or hasattr(values, "to_dict")):
+            raise ValueError(f"a config must be a mapping, got {values!r}")
         values = _plain(values)
+        if not isinstance(values.get("roles", {}), Mapping):
+            raise ValueError(f"roles must be a mapping, got {values['roles']!r}")
         fields = {f.name for f in dataclasses.fields(cls)}
         known = fields | set(() if roles is None else roles)
         default = _section(RoleConfig, "default", values.pop("default", {}), {})

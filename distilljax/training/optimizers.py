@@ -102,9 +102,10 @@ BOUND = 1e10
 class Bounded(optax.GradientTransformation):
     """An optimizer that makes finite numbers out of finite numbers.
 
-    From parameters and moments that are finite and no narrower than float32, and a
-    gradient whose norm is at most `BOUND`, every parameter and moment after a step is
-    finite. A transformation around it is not of this type.
+    From parameters (below 1e38) and moments that are finite and no narrower than
+    float32, and a gradient whose norm is at most `BOUND`, every parameter and moment
+    after a step is finite. States that are read back are looked at, see `checkpoints`.
+    A transformation around it is not of this type.
     """
 
 
@@ -192,7 +193,7 @@ def built(settings: Settings, updates: int) -> optax.GradientTransformation:
         and settings.eps >= 1e-12
         and max(settings.betas) <= 1.0 - 1e-7
         and largest <= 1e3
-        and largest * settings.weight_decay <= 1.0
+        and settings.weight_decay * max(largest, 1.0) <= 1.0
     )
     return Bounded(*made) if safe else made
 

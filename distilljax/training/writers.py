@@ -116,6 +116,13 @@ class JsonLines:
     def __init__(self, path: epath.Path, step: int = 0):
         """Opens the file for a run that continues after cycle ``step``."""
         kept = [line for line in _lines(path) if _step(line) <= step]
+        if step and not kept:
+            # The first cycle of a run is recorded whatever log_every is.
+            warnings.warn(
+                f"{str(path)!r} holds no record of the cycles 1 to {step}, after which "
+                "this run continues: it was emptied or removed",
+                stacklevel=2,
+            )
         self._file = Appender(path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from distilljax import quickstart
 from distilljax.data.sources import digits
+from distilljax.training.writers import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 STUDENTS = [(m, k) for m in ("scm", "mean_flow", "dmd2", "rcm") for k in (1, 2, 4)]
@@ -128,6 +129,30 @@ def test_the_page_and_its_picture_are_there(smoke):
     page = (smoke[0] / "report.html").read_text()
     for word in ("scm", "mean_flow", "dmd2", "rcm", "teacher"):
         assert word in page
+
+
+@pytest.mark.parametrize("name", ["teacher", "scm", "mean_flow", "dmd2", "rcm"])
+def test_a_training_is_probed_twice_the_last_time_at_its_end(smoke, name):
+    at, _ = read_metrics(smoke[0] / name / "metrics.jsonl")["evaluate/frechet"]
+    cycles = 60 if name == "teacher" else 12
+    assert list(at) == [cycles // 2, cycles]
+
+
+def test_probes_are_as_many_as_asked_where_they_do_not_divide_the_cycles(
+    tmp_path, monkeypatch
+):
+    seen = {}
+
+    def fit_card(found, **_):
+        seen[found.method.name] = found.train
+        raise Started
+
+    monkeypatch.setattr(quickstart.api, "fit_card", fit_card)
+    with pytest.raises(Started):
+        quickstart.run(tmp_path)
+    (train,) = seen.values()
+    assert train.cycles % quickstart.PROBES
+    assert -(-train.cycles // train.evaluate_every) == quickstart.PROBES
 
 
 def test_a_second_call_reuses_everything(smoke, capsys):

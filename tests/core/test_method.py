@@ -57,6 +57,23 @@ def test_build_lists_near_methods_and_options():
         build("scm", guidence=2.0)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": float("inf")}, "'guidance' .* finite"),
+        ({"guidance_interval": (0.0, float("nan"))}, r"interval'.*\[1\] must be a fin"),
+    ],
+)
+def test_build_refuses_options_that_are_not_finite(options, message):
+    with pytest.raises(ValueError, match=message):
+        build("scm", **options)
+
+
+def test_build_says_which_options_do_not_fit():
+    with pytest.raises(ValueError, match="options of method 'dmd2' do not fit.*steps"):
+        build("dmd2", steps=3)
+
+
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_every_row_builds_and_cites(name):
     entry = CATALOGUE[name]

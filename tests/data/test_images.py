@@ -245,3 +245,39 @@ def test_nothing_is_left_out_of_class_folders(tmp_path, extra, said):
             square.save(tmp_path / f"{name}.png")
     with pytest.raises(ValueError, match=said):
         data.image_folder(tmp_path, sample_shape=(8, 8, 3))
+
+
+@pytest.mark.parametrize("inside", ["", "cat"])
+def test_pictures_of_other_kinds_are_not_left_out(tmp_path, inside):
+    root = folder(tmp_path / "a") if inside else tmp_path / "a"
+    root.mkdir(exist_ok=True)
+    picture = Image.fromarray(pixels(0))
+    picture.save(root / inside / "0.png")
+    picture.save(root / inside / "1.TIFF")
+    with pytest.raises(ValueError, match=r"1 pictures of other kinds .*1\.TIFF"):
+        data.image_folder(root, sample_shape=(6, 6, 3))
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_folder(tmp_path):
+    root = folder(tmp_path / "a")
+    (root / "cat" / "v1.0").mkdir()
+    Image.fromarray(pixels(0)).save(root / "cat" / "v1.0" / "0.png")
+    with pytest.raises(ValueError, match="one level too deep"):
+        data.image_folder(root, sample_shape=(6, 6, 3))
+
+
+def test_a_picture_that_is_refused_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    source = data.image_folder(folder(tmp_path / "a"), sample_shape=(6, 6, 3))
+    with pytest.raises(ValueError, match=r"ant/0\.png: .*exceeds limit"):
+        source[0]
+
+
+def test_the_clear_value_of_16_bit_grey_lies_on_white(tmp_path):
+    values = np.full((6, 6), 300, np.uint16)
+    values[2, 3] = 65535 // 2
+    image = Image.fromarray(values)
+    image.info["transparency"] = 300
+    found = fitted(image, (6, 6, 1))
+    assert found[0, 0, 0] == 1.0
+    assert abs(found[2, 3, 0]) < 0.01

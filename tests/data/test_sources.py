@@ -175,3 +175,9 @@ def test_mixture_layouts():
 def test_mixture_refuses(kwargs, message):
     with pytest.raises(ValueError, match=message):
         data.mixture(**kwargs)
+
+
+def test_labels_that_are_no_classes_are_refused():
+    x0 = np.zeros((2, 3), np.float32)
+    with pytest.raises(ValueError, match="renumber them"):
+        data.arrays(x0, np.array([0, 2**40], np.uint64))

@@ -35,6 +35,8 @@ def test_conditions_are_those_of_the_file(tmp_path):
     np.testing.assert_array_equal(source.take(np.array([6, 0]))["cond"], cond[[6, 0]])
     with pytest.raises(ValueError, match=r"cond must be floats \[N, 4\]"):
         data.conditions(tmp_path / "prompts.npz", sample_shape=(2,), cond_features=4)
+    np.save(tmp_path / "prompts.npy", cond)
+    assert data.conditions(tmp_path / "prompts.npy", sample_shape=(2,)) == source
     np.savez(tmp_path / "wrong.npz", x0=cond)
     with pytest.raises(ValueError, match=r"must hold 'cond', it has \['x0'\]"):
         data.conditions(tmp_path / "wrong.npz", sample_shape=(2,))

@@ -41,6 +41,26 @@ def test_laws_stay_on_the_clock(law):
         assert float(t.max()) <= np.float32(path.t_max)
 
 
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda x: times.Uniform(0.0, x),
+        lambda x: times.LogitNormal(x),
+        lambda x: times.LogNormal(0.0, x),
+        lambda x: times.ArctanNormal(x),
+        lambda x: times.Point(x),
+        lambda x: times.Choice((1.0, x)),
+        lambda x: times.Shifted(times.Uniform(), x),
+        lambda x: times.Mixture(((x, times.Uniform()), (0.5, times.Point()))),
+        lambda x: times.Pair(diagonal=x),
+    ],
+)
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_laws_of_numbers_that_are_not_finite_are_refused(law, number):
+    with pytest.raises(ValueError, match="must"):
+        law(number)
+
+
 def test_uniform_and_central_fill_their_interval():
     t = draw(times.central(0.02), paths.trigflow()) / (np.pi / 2)
     np.testing.assert_allclose(

@@ -516,3 +516,18 @@ def test_an_unknown_card_names_the_near_ones(name, near, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="neither a file nor the name") as error:
         cards.load(name)
     assert near in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": {"name": "mixture", "std": None}}, "arguments of source 'mixture'"),
+        ({"source": {"name": "mixture", "std": float("inf")}}, "'std' .* finite"),
+        ({"lora": {"scale": float("nan")}}, "lora.scale must be a finite number"),
+        ({"lora": 3}, "lora must be a mapping"),
+    ],
+)
+def test_values_that_fit_no_builder_are_refused_by_name(changes, message):
+    plain = {**small().to_dict(), **changes}
+    with pytest.raises(ValueError, match=message):
+        cards.expand(plain)

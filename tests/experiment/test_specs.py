@@ -104,6 +104,12 @@ def test_wrong_arguments_say_where():
         parse("Ramp(stops=3)")
     with pytest.raises(ValueError, match="low < high"):
         parse("Uniform(0.9, 0.1)")
+    for text in ("-'a'", "{{}: 1}"):
+        with pytest.raises(ValueError, match=r"^in "):
+            parse(text)
+    for text in ("1e999", "LogNormal(-1e999, 1.4)"):
+        with pytest.raises(ValueError, match="must be a finite number"):
+            parse(text)
     with pytest.raises(ValueError, match=r"cannot read 'Ramp\(3'"):
         parse("Ramp(3")
 

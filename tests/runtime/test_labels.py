@@ -147,3 +147,18 @@ def test_a_student_without_data_has_the_names_of_its_teacher():
     )
     assert student.class_names == NAMES
     assert isinstance(student, api.Fitted)
+
+
+def test_labels_that_a_student_would_not_read_are_refused():
+    source = data.arrays(np.zeros((4, 2), np.float32))
+    net = networks.mlp((2,), **TINY)
+    config = {"cycles": 1, "batch_size": 4}
+    student = distilljax.fit(
+        "flow_matching", networks=net, source=source, config=config, progress=False
+    )
+    for given in ([0, 1], "0,1"):
+        with pytest.raises(ValueError, match="trained without classes"):
+            distilljax.sample(student, labels=given)
+    for name in ("steps", "seed", "batch_size", "count"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number"):
+            distilljax.sample(student, **{"count": 2, name: 1.5})

@@ -87,6 +87,22 @@ def test_damaged_is_said_and_the_one_before_is_used(tmp_path, how):
     assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["000-3"]
 
 
+@pytest.mark.parametrize("part", ["params", "opt"])
+def test_numbers_that_are_not_finite_are_damage(tmp_path, part):
+    """A bounded optimizer would carry them on, see `optimizers.Bounded`."""
+    state = saved(tmp_path, steps=(1, 2))
+
+    def lost(x):
+        return x * np.nan if np.issubdtype(x.dtype, np.floating) else x
+
+    state = state._replace(**{part: jax.tree.map(lost, getattr(state, part))})
+    saves = Checkpoints(tmp_path, CheckpointConfig(keep=9))
+    saves.save(3, state, {}, META)
+    saves.close()
+    with pytest.warns(UserWarning, match=f"{part}/.* are not finite"):
+        assert restored(tmp_path).step == 2
+
+
 def test_partial_is_said_and_the_one_before_is_used(tmp_path):
     saved(tmp_path)
     root = tmp_path / "checkpoints"

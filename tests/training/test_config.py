@@ -56,6 +56,11 @@ def test_from_config_dict():
         ({"student": {"ema_ramp": 0.05}}, ["ema_ramp", "beside ema"]),
         ({"student": {"optimizer": "adam", "weight_decay": 0.1}}, ["adamw"]),
         ({"student": 3}, ["student", "3"]),
+        (3, ["config", "mapping", "3"]),
+        ({"roles": 3}, ["roles", "mapping", "3"]),
+        ({"student": {"rules": [["kernel", 3]]}}, ["rule", "mesh axis", "3"]),
+        ({"student": {"rules": [["(", ["fsdp"]]]}}, ["regular expression", "'('"]),
+        ({"checkpoint": {"keep_period": 0}}, ["keep_period", "at least 1"]),
     ],
 )
 def test_refused(values, words):

@@ -15,6 +15,12 @@ TREES = {
     "numbers": {"blocks": {0: jnp.ones(2), 10: jnp.zeros(2)}},
     "both": [jnp.ones(2), {1: jnp.zeros(1), "1": jnp.ones(1)}],
     "slashes": {"a/b": jnp.ones(2), "a": {"b": jnp.zeros(2)}},
+    "tuples": ({"w": (jnp.ones(2), jnp.zeros(1))},),
+    "holes": {"layers": [jnp.ones(2), None, {}, (), [], jnp.zeros(2)], "rest": {}},
+    "names of numpy's arguments": {"file": jnp.ones(2), "allow_pickle": jnp.zeros(1)},
+    "names that a zip cuts": {"a\0b": jnp.ones(2), "a\0c": jnp.zeros(2)},
+    "leaf": jnp.ones(2),
+    "nothing": {},
 }
 
 
@@ -42,3 +48,27 @@ def test_a_type_that_nobody_noted_is_refused(tmp_path):
 def test_keys_that_a_file_cannot_hold_are_refused(tmp_path):
     with pytest.raises(ValueError, match="rename it"):
         save_params(tmp_path / "p.npz", {(1, 2): jnp.ones(1)})
+
+
+def test_a_random_key_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\['key'\] is a random key"):
+        save_params(tmp_path / "p.npz", {"key": jax.random.key(0)})
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"a": np.ones(2), "a/b": np.ones(2)},
+        {"a/b": np.ones(2), "a": np.ones(2)},
+        {"__tree__": np.frombuffer(b"{nothing", np.uint8)},
+        {"__tree__": np.frombuffer(b"[1]", np.uint8), "a": np.ones(2)},
+        {
+            "__tree__": np.frombuffer(b'{"types": {"a": "none"}}', np.uint8),
+            "a": np.ones(2),
+        },
+    ],
+)
+def test_a_file_that_is_none_of_ours_is_named(tmp_path, arrays):
+    np.savez(tmp_path / "p.npz", **arrays)
+    with pytest.raises(ValueError, match="p.npz holds no parameters"):
+        load_params(tmp_path / "p.npz")

@@ -155,6 +155,10 @@ BOUNDED = {
         {"optimizer": "adamw", "lr": 10.0, "weight_decay": 1.0},
         False,
     ),
+    "decay of large parameters": (
+        {"optimizer": "adamw", "lr": 1e-6, "weight_decay": 1e5},
+        False,
+    ),
     "other": ({"optimizer": "radam"}, False),
 }
 

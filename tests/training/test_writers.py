@@ -30,6 +30,11 @@ def test_records_after_the_restored_step_and_torn_lines_are_dropped(tmp_path):
     assert read_metrics(path) == {"loss": ([1, 2, 3], [1.0, 0.5, 9.0])}
 
 
+def test_records_that_are_gone_are_missed(tmp_path):
+    with pytest.warns(UserWarning, match="holds no record of the cycles 1 to 2"):
+        JsonLines(tmp_path / "metrics.jsonl", 2).close()
+
+
 def test_numbers_that_json_lacks(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = JsonLines(path)

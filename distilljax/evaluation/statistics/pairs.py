@@ -24,6 +24,9 @@ Array = NDArray[np.float64]
 Reduce = Callable[[jax.Array, jax.Array, Any], Any]
 
 _BLOCK_ELEMENTS = 2**22
+# A processor passes several times over a block, which its cache should hold; but a
+# product of few rows waits for the memory too.
+_CACHED_ELEMENTS, _LEAST_ROWS = 2**17, 64
 _ROWS = PartitionSpec("rows")
 
 
@@ -112,6 +115,8 @@ def prepare(
     centre = b.mean(0)
     share = -(-len(a) // line.size)
     block = max(1, min(share, _BLOCK_ELEMENTS // len(b)))
+    if line.devices.flat[0].platform == "cpu":
+        block = min(block, max(_LEAST_ROWS, _CACHED_ELEMENTS // len(b)))
     rows = line.size * block * -(-share // block)
     padded = np.zeros((rows, a.shape[1]))
     padded[: len(a)] = a - centre
@@ -147,7 +152,7 @@ def over_rows(
     Numerics:
       ``|a|^2 + |b|^2 - 2 a.b`` about the mean of `b`, clipped at 0; `rounding` bounds
       what is left of the cancellation. At most 2^22 distances a device are held at once
-      (or one row's, if `b` is longer).
+      (or one row's, if `b` is longer); on a CPU 2^17, or those of 64 rows.
     """
     with jax.enable_x64(True):
         out = program(*prepare(reduce, a, b, shared, mesh))

@@ -55,6 +55,15 @@ def test_more_rows_than_a_block_may_hold(monkeypatch):
     np.testing.assert_array_equal(index, np.arange(10))
 
 
+@pytest.mark.parametrize("many", [1797, 20_000])
+def test_a_block_fits_the_cache_of_a_processor_or_has_rows_for_a_product(many):
+    x, y = np.zeros((5000, 1)), np.zeros((many, 1))
+    _, _, block, padded, *_ = pairs.prepare(_sum, x, y, (), None)
+    assert block >= 64
+    assert block == 64 or 8 * block * many <= 2**20
+    assert len(padded) < len(x) + block
+
+
 def test_devices_of_other_processes_are_refused():
     class Elsewhere:
         process_index = 1
