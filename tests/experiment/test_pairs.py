@@ -225,7 +225,7 @@ def test_methods_accept_the_kind_that_they_read(tmp_path):
 SCRIPT = """
 import sys
 import jax
-from tests import test_pairs
+from tests.experiment import test_pairs
 assert jax.local_device_count() == 4
 test_pairs.write(sys.argv[1], nfe=8)
 try:
