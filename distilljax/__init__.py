@@ -1,8 +1,8 @@
 """distilljax: diffusion and flow teachers distilled to 1-4 steps, in JAX.
 
-The modules of all floors have short names here: ``distilljax.paths`` is
-``distilljax.paths``, ``from distilljax.times import Pair`` works too. They and
-the functions of the front are imported on first use, so that ``import
+Modules have short names here: ``distilljax.paths`` is
+``distilljax.diffusion.paths``, and ``from distilljax.times import Pair`` finds the same
+module. They and the functions of the front are imported on first use, so that ``import
 distilljax.losses`` loads jax and numpy only.
 """
 

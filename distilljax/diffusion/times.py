@@ -53,6 +53,13 @@ def inside(t: Array, path: Path) -> Array:
     return jnp.clip(t, path.t_min, path.t_max)
 
 
+class _Finite:
+    """Refuses fields that are NaN or infinite."""
+
+    def __post_init__(self):
+        check_finite(type(self).__name__, self)
+
+
 @words.call
 @dataclasses.dataclass(frozen=True)
 class Uniform:
@@ -81,14 +88,11 @@ def central(margin: float = 0.02) -> Uniform:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class LogitNormal:
+class LogitNormal(_Finite):
     """``t_max sigmoid(N(mean, std^2))`` (Esser et al. 2024; MeanFlow: -0.4, 1)."""
 
     mean: float = 0.0
     std: float = 1.0
-
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = jax.nn.sigmoid(self.mean + self.std * jax.random.normal(key, shape))
@@ -97,7 +101,7 @@ class LogitNormal:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class LogNormal:
+class LogNormal(_Finite):
     """``log(sigma/alpha) ~ N(mean, std^2)`` on any path.
 
     On EDM the law of ``log sigma``; on TrigFlow that of ``log(sigma_d tan t)`` (sCM).
@@ -106,9 +110,6 @@ class LogNormal:
     mean: float = -1.0
     std: float = 1.4
 
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
-
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
         return inside(path.time_of_ratio(ratio), path)
@@ -116,7 +117,7 @@ class LogNormal:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class ArctanNormal:
+class ArctanNormal(_Finite):
     """``t_max (2/pi) arctan(exp(N(mean, std^2)))`` (FACM: -0.8, 1.6).
 
     On TrigFlow with ``sigma_d = 1`` it is `LogNormal`; elsewhere it keeps that law of
@@ -126,9 +127,6 @@ class ArctanNormal:
     mean: float = -0.8
     std: float = 1.6
 
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
-
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         ratio = jnp.exp(self.mean + self.std * jax.random.normal(key, shape))
         return inside(path.t_max * (2.0 / math.pi) * jnp.arctan(ratio), path)
@@ -136,13 +134,10 @@ class ArctanNormal:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class Point:
+class Point(_Finite):
     """Always the same time, a fraction of the clock; 1 is pure noise."""
 
     at: float = 1.0
-
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         return jnp.full(shape, self.at * path.t_max, jnp.float32)
@@ -155,14 +150,11 @@ def shifted(u: Any, shift: float) -> Any:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class Shifted:
+class Shifted(_Finite):
     """``k u / (1 + (k - 1) u)`` of another law's fraction ``u``; k > 1 is noisier."""
 
     law: Law
     shift: float = 3.0
-
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         u = self.law(key, shape, path) / path.t_max
@@ -220,13 +212,10 @@ class Mixture:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(_Finite):
     """Uniform over a list of times in the path's clock (DMD2's step grid)."""
 
     times: tuple[float, ...]
-
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
 
     def __call__(self, key: Array, shape: tuple[int, ...], path: Path) -> Array:
         return jax.random.choice(key, jnp.asarray(self.times, jnp.float32), shape)
@@ -234,7 +223,7 @@ class Choice:
 
 @words.call
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Pair(_Finite):
     """Two-time law of flow-map training: the larger draw is ``t``, the smaller ``s``.
 
     Attributes:
@@ -259,9 +248,6 @@ class Pair:
     from_noise: float = 0.0
     end: Law | None = None
     fixed: bool = False
-
-    def __post_init__(self):
-        check_finite(type(self).__name__, self)
 
     def shares(self, batch: int) -> Shares | None:
         """``(off, on)`` the diagonal, of a batch; None unless they are fixed."""

@@ -64,6 +64,15 @@ def record(name: str) -> dict[str, Any]:
     }
 
 
+def _asks(found: dict[str, Any]) -> dict[str, str]:
+    """What a method of a `record` asks for, in words."""
+    return {
+        "batch": ", ".join(found["batch"]) or "conditions only",
+        "roles": ", ".join(found["roles"]),
+        "networks need": ", ".join(found["needs"]) or "nothing special",
+    }
+
+
 def text(names: Iterable[str]) -> str:
     """A paragraph a method, for a terminal."""
     lines = []
@@ -72,9 +81,7 @@ def text(names: Iterable[str]) -> str:
             f"{found['name']}  ({found['family']})",
             f"  {found['summary']}",
             f"  cite: {found['cite']}",
-            f"  batch: {', '.join(found['batch']) or 'conditions only'}",
-            f"  roles: {', '.join(found['roles'])}",
-            f"  networks need: {', '.join(found['needs']) or 'nothing special'}",
+            *(f"  {what}: {told}" for what, told in _asks(found).items()),
         ]
     return "\n".join(lines)
 
@@ -136,9 +143,7 @@ def section(name: str, configs: Iterable[str]) -> str:
     found, said = record(name), _arguments(name)
     lines = [f"## {name}", "", _lead(name), ""]
     lines += [f"- Paper: {found['cite']}", f"- Family: {found['family']}"]
-    lines.append(f"- Batch: {', '.join(found['batch']) or 'conditions only'}")
-    lines.append(f"- Roles: {', '.join(found['roles'])}")
-    lines.append(f"- Networks need: {', '.join(found['needs']) or 'nothing special'}")
+    lines += [f"- {w.capitalize()}: {told}" for w, told in _asks(found).items()]
     if configs := [f"`{c}`" for c in configs]:
         lines.append(f"- Configs: {', '.join(configs)}")
     if found["differs"]:

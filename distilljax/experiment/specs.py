@@ -81,7 +81,8 @@ def resolve(value: Any) -> Any:
     """
     if isinstance(value, str):
         head = value.strip().split("(", 1)[0]
-        return parse(value) if "(" in value or head in names() else value
+        known = head in words.CALLS or head in words.VALUES
+        return parse(value) if "(" in value or known else value
     if isinstance(value, Mapping):
         return {name: resolve(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

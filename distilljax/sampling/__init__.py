@@ -1,7 +1,7 @@
 """Batches of samples of a student or teacher, and edits of given pictures.
 
 The sampler of one state and its rules between steps are those of
-`distilljax.sampling`.
+``distilljax.diffusion.sampler``.
 """
 
 from distilljax.diffusion.sampler import (
