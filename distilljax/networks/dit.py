@@ -36,6 +36,7 @@ from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
 from distilljax.runtime.errors import unknown
 
 Array = jax.Array
+Parts = tuple[tuple[Callable[[Array], Array], Array], ...]
 ZEROS = nnx.initializers.zeros
 
 REMAT: dict[str, Callable | None] = {
@@ -97,24 +98,27 @@ class Modulation(nnx.Module):
                 width, (2 * parts + gates) * width, kernel_init=ZEROS, rngs=rngs
             )
 
-    def __call__(self, c: Array) -> tuple[tuple[Callable[[Array], Array], Array], ...]:
+    def numbers(self, c: Array) -> Array:
+        """All scales, shifts and gates ``[B, (2 parts + gates) width]``."""
+        if not self.double_norm:
+            return self.linear(c)
+        pairs = self.pair(c)
+        return jnp.concatenate([pairs, self.gate(c)], -1) if self.gates else pairs
+
+    def apply(self, numbers: Array) -> Parts:
         """A function of the stream and its gate (1 without gates) per part."""
+        count = 2 * self.parts
+        split = jnp.split(numbers[:, None], count + self.gates, -1)
+        pairs, gates = split[:count], split[count:]
+        base = 0.0 if self.double_norm else 1.0
         if self.double_norm:
-            values = jnp.split(self.pair(c)[:, None], 2 * self.parts, -1)
-            values = [pixel_norm(value) for value in values]
-            gates = (
-                jnp.split(self.gate(c)[:, None], self.gates, -1) if self.gates else ()
-            )
-            base = 0.0
-        else:
-            split = jnp.split(self.linear(c)[:, None], 2 * self.parts + self.gates, -1)
-            values, gates, base = split[: 2 * self.parts], split[2 * self.parts :], 1.0
+            pairs = [pixel_norm(value) for value in pairs]
 
         def normed(scale: Array, shift: Array) -> Callable[[Array], Array]:
             return lambda h: layer_norm(h) * (base + scale) + shift
 
-        found = [normed(*values[2 * i : 2 * i + 2]) for i in range(self.parts)]
-        gates = gates if len(gates) else [jnp.ones((), c.dtype)] * self.parts
+        found = [normed(*pairs[2 * i : 2 * i + 2]) for i in range(self.parts)]
+        gates = gates if len(gates) else [jnp.ones((), numbers.dtype)] * self.parts
         return tuple(zip(found, gates, strict=True))
 
 
@@ -156,9 +160,14 @@ class Block(nnx.Module):
         self.up = nnx.Linear(width, hidden, rngs=rngs)
         self.down = nnx.Linear(hidden, width, rngs=rngs)
 
-    def __call__(self, h: Array, c: Array) -> Array:
-        """New stream ``[B, N, width]``."""
-        (first, gate), (second, other_gate) = self.modulation(c)
+    def __call__(self, h: Array, numbers: Array) -> Array:
+        """New stream ``[B, N, width]``.
+
+        Args:
+          h: stream.
+          numbers: of its modulation.
+        """
+        (first, gate), (second, other_gate) = self.modulation.apply(numbers)
         qkv = self.keep(lambda h: rows_first(self.qkv(first(h))))(h)
         h = rows_first(h + gate * self._mixed(qkv))
         inner = self.keep(lambda h: rows_first(self.up(second(h))))(h)
@@ -268,23 +277,35 @@ class DiT(nnx.Module):
         h = self.inward(self._patches(jnp.concatenate([x, *image], -1)))
         h = rows_first(h + positions(*self.grid, h.shape[-1]).astype(h.dtype))
         c = conditioning(self, t, s, w, vector, h.dtype)
-        graph, stacked = nnx.split(self.blocks)
+        # A third of the parameters acts on the conditioning alone: in all blocks at
+        # once, so that neither they nor their gradients pass through the scan. Each has
+        # a vector of its own, for the kernels of a shared one would be transposed.
+        own, kernels = nnx.split(self.blocks.modulation)
+        vectors = jnp.broadcast_to(c, (self.depth, *c.shape))
+        numbers = jax.vmap(lambda k, c: nnx.merge(own, k).numbers(c))(kernels, vectors)
+        graph, used, stacked = nnx.split(
+            self.blocks, nnx.PathContains("modulation"), ...
+        )
+        used = jax.tree.map(jax.typeof, used)
 
-        def block(h: Array, params: Any) -> tuple[Array, None]:
-            return nnx.merge(graph, params)(h, c), None
+        def block(h: Array, given: Any) -> tuple[Array, None]:
+            params, numbers = given
+            return nnx.merge(graph, used, params)(h, numbers), None
 
         policy = REMAT[self.remat]
         step = block if policy is None else jax.checkpoint(block, policy=policy)
         features, begin = [], 0
         # One scan; with taps one up to each of them, so that no other state is kept.
         for end in sorted({*(n + 1 for n in self.tap_layers if taps), self.depth}):
-            part = jax.tree.map(lambda leaf, a=begin, b=end: leaf[a:b], stacked)
+            part = jax.tree.map(
+                lambda leaf, a=begin, b=end: leaf[a:b], (stacked, numbers)
+            )
             h, _ = jax.lax.scan(step, h, part)
             features.append(h.reshape(h.shape[0], *self.grid, -1))
             begin = end
         if self.depth - 1 not in self.tap_layers:
             features.pop()
-        ((modulate, _),) = self.last(c)
+        ((modulate, _),) = self.last.apply(self.last.numbers(c))
         out = self._image(self.outward(modulate(h)), x.shape)
         return (out, tuple(features)) if taps else out
 

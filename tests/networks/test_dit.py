@@ -4,6 +4,7 @@ import functools
 
 import chex
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,6 +78,37 @@ def test_blocks_compile_like_one():
         return str(jax.make_jaxpr(network.apply)(shapes, x, t)).count("\n")
 
     assert program(9) == program(3)
+
+
+def _scanned(jaxpr):
+    """Shapes of all that scans read and write."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "scan":
+            yield from (v.aval.shape for v in (*eqn.invars, *eqn.outvars))
+        for sub in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from _scanned(sub)
+
+
+@pytest.mark.parametrize("double_norm", [False, True])
+def test_modulations_do_not_pass_through_the_scan(double_norm):
+    """A third of the parameters is sliced, and its gradient stacked, in no loop."""
+    network = networks.dit(
+        (8, 8, 3), width=16, depth=5, heads=2, mlp_ratio=3, double_norm=double_norm
+    )
+    params, x, t = network.init(jax.random.key(0)), jnp.ones((3, 8, 8, 3)), jnp.ones(3)
+
+    def loss(params):
+        return jnp.sum(network.apply(params, x, t) ** 2)
+
+    shapes = set(_scanned(jax.make_jaxpr(jax.grad(loss))(params).jaxpr))
+    kernels = {
+        name: leaf.shape
+        for name, leaf in jax.tree.leaves_with_path(params["blocks"])
+        if leaf.ndim == 3
+    }
+    assert len(kernels) == (6 if double_norm else 5)
+    for name, shape in kernels.items():
+        assert (shape in shapes) == ("modulation" not in jax.tree_util.keystr(name))
 
 
 def test_half_precision_stays_close():
