@@ -108,8 +108,8 @@ def de_cm(
 ) -> Method:
     """Dual-End Consistency: three clusters of pairs in place of all ``(t, s)``.
 
-    ``L_cm`` (to the data) + ``L_fm`` (``s = t``, `anchor`) + ``L_n2n`` (from noise to
-    every level, `losses.dual_end`, every third cycle).
+    ``L_cm + L_fm + L_n2n``: to the data; ``s = t``, see `anchor`; and from noise to
+    every level, see `losses.dual_end`, every third cycle.
 
     No official code exists, and what the paper says was read in reading notes. Known:
     the clusters, equation 8, the anchor with its cosine, the residual of ``L_n2n``, the

@@ -79,9 +79,15 @@ def progressive(
 
     In the round of ``N`` steps a step ``t -> s`` of the grid is drawn, the teacher
     jumps ``t -> m -> s``, and the student's single DDIM step must end there (Algorithm
-    2). After ``round_cycles`` the student is the teacher of the next round, with the
-    next entry of ``steps``; the last round lasts to the end. On the linear path the
-    target is the mean of the two velocities: `shortcut` without a step size.
+    2):
+
+        max(alpha_t^2 / sigma_t^2, 1) |D(x_t, t) - x~|^2 / 2,
+        x~ = (x_s - (sigma_s / sigma_t) x_t) / (alpha_s - (sigma_s / sigma_t) alpha_t),
+
+    ``x_s`` the teacher's end and ``D`` the student's ``x0``. After ``round_cycles`` the
+    student is the teacher of the next round, with the next entry of ``steps``; the last
+    round lasts to the end. On the linear path the target is the mean of the two
+    velocities: `shortcut` without a step size.
 
     The optimizer goes on between rounds; the paper anneals the learning rate to 0 in
     each (``schedule`` with ``restart``).
