@@ -3,7 +3,7 @@
 #
 #   source launch/_env.sh
 #   make_environment          installs distilljax with the extra "train"
-#   make_environment test     installs the extra "test" too
+#   make_environment test     installs the extra "test" too, other extras likewise
 #
 # Sets ROOT (the repository) and VENV_PYTHON. PYTHON=... chooses the interpreter.
 
@@ -146,12 +146,15 @@ print(digest.hexdigest())
 }
 
 install_project() {
-  local extra="$1" stamp="$2" target start=$SECONDS
+  local extra="$1" stamp="$2" target file start=$SECONDS
   target="${ROOT}[train${extra:+,$extra}]"
   [ -z "$UNTESTED" ] || say "$UNTESTED"
   say "installing distilljax${extra:+ with the extra $extra} (1 to 5 minutes, 1.2 GB)"
   : >"$VENV/.installing"
-  rm -f "$VENV"/.stamp-*
+  for file in "$VENV"/.stamp-*; do
+    # Extras of the same requirements stay installed beside this one.
+    [ "$(cat "$file" 2>/dev/null)" = "$stamp" ] || rm -f "$file"
+  done
   PIP_USER=0 "$VENV_PYTHON" -I -m pip install --disable-pip-version-check \
     --no-input --constraint "$CONSTRAINTS" --editable "$target" \
     >"$VENV/install.log" 2>&1 || {

@@ -227,7 +227,7 @@ def test_constraints_are_plain_sorted_pins(path):
     assert names == sorted(set(names))
 
 
-@pytest.mark.parametrize("extra", [None, "train", "test", "dev"])
+@pytest.mark.parametrize("extra", [None, "train", "test", "dev", "docs"])
 @pytest.mark.parametrize("path", CONSTRAINTS, ids=identity)
 def test_constraints_satisfy_the_requirements(path, extra):
     pinned = pins(path)

@@ -64,7 +64,7 @@ def record(name: str) -> dict[str, Any]:
     }
 
 
-def _asks(found: dict[str, Any]) -> dict[str, str]:
+def asks(found: dict[str, Any]) -> dict[str, str]:
     """What a method of a `record` asks for, in words."""
     return {
         "batch": ", ".join(found["batch"]) or "conditions only",
@@ -81,12 +81,12 @@ def text(names: Iterable[str]) -> str:
             f"{found['name']}  ({found['family']})",
             f"  {found['summary']}",
             f"  cite: {found['cite']}",
-            *(f"  {what}: {told}" for what, told in _asks(found).items()),
+            *(f"  {what}: {told}" for what, told in asks(found).items()),
         ]
     return "\n".join(lines)
 
 
-def _paper(name: str) -> str:
+def paper(name: str) -> str:
     """Authors and year, with a link where the venue is an arXiv number."""
     cite = CATALOGUE[name].cite
     first, *others = cite.authors.split(", ")
@@ -109,7 +109,7 @@ def table(names: Iterable[str], link: str | None = None) -> str:
     for name in names:
         entry = CATALOGUE[name]
         shown = f"`{name}`" if link is None else f"[`{name}`]({link}#{name})"
-        lines.append(f"| {shown} | {entry.family} | {entry.summary} | {_paper(name)} |")
+        lines.append(f"| {shown} | {entry.family} | {entry.summary} | {paper(name)} |")
     return "\n".join(lines)
 
 
@@ -132,27 +132,33 @@ def _arguments(name: str) -> dict[str, str]:
     return {key: " ".join(said.split()) for key, said in found}
 
 
-def _lead(name: str) -> str:
+def lead(name: str) -> str:
     """A factory's docstring up to its arguments."""
     doc = inspect.getdoc(CATALOGUE[name].factory) or ""
     return re.split(r"^Args:\n", doc, maxsplit=1, flags=re.M)[0].strip()
 
 
+def option_table(name: str) -> str:
+    """A row an option: its default and what the docstring says, in markdown."""
+    said = _arguments(name)
+    lines = ["| option | default | |", "|---|---|---|"]
+    for key, default in options(name).items():
+        cells = (f"`{key}`", f"`{default}`", said.get(key, ""))
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
+
+
 def section(name: str, configs: Iterable[str]) -> str:
     """A method's part of the page: what it is, what it needs, its options."""
-    found, said = record(name), _arguments(name)
-    lines = [f"## {name}", "", _lead(name), ""]
+    found = record(name)
+    lines = [f"## {name}", "", lead(name), ""]
     lines += [f"- Paper: {found['cite']}", f"- Family: {found['family']}"]
-    lines += [f"- {w.capitalize()}: {told}" for w, told in _asks(found).items()]
+    lines += [f"- {w.capitalize()}: {told}" for w, told in asks(found).items()]
     if configs := [f"`{c}`" for c in configs]:
         lines.append(f"- Configs: {', '.join(configs)}")
     if found["differs"]:
         lines += ["", found["differs"]]
-    lines += ["", "| option | default | |", "|---|---|---|"]
-    for key, default in found["options"].items():
-        cells = (f"`{key}`", f"`{default}`", said.get(key, ""))
-        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", option_table(name)])
 
 
 def page(configs: Iterable[str]) -> str:
