@@ -4,7 +4,7 @@
 #   bash launch/environment.sh [EXTRA]
 #
 # EXTRA is an extra of the package beside "train", which is always installed: cuda,
-# tpu, test, or several joined by commas.
+# tpu, test, docs, or several joined by commas.
 # PYTHON=... chooses the interpreter.
 set -euo pipefail
 
