@@ -196,11 +196,11 @@ def card(
         ]
     config = ConfigDict(
         {
-            "method": _filled({"name": method, **(options or {})}, FACTORIES),
+            "method": _method(method, options or {}),
             "source": _filled(source, SOURCES),
             "networks": {
                 key: _filled(net, BUILDERS)
-                for key, net in players.beside(method, built.roles, networks).items()
+                for key, net in players.beside(built.roles, networks).items()
             },
             "teacher": teacher or "",
             **({} if lora is None else {"lora": _complete(lora, Adapters)}),
@@ -211,6 +211,16 @@ def card(
     )
     config.lock()
     return config
+
+
+def _method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a method; a composition has one for each of its methods."""
+    if "+" not in name:
+        return _filled({"name": name, **options}, FACTORIES)
+    parts = name.split("+")
+    own = {part: _complete(options.get(part, {}), FACTORIES[part]) for part in parts}
+    weights = {part: 1.0 for part in parts} | dict(options.get("weights", {}))
+    return {"name": name, **options, "weights": weights, **own}
 
 
 def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +316,7 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     told = source
     if plain.get("ignore_cond"):
         told = Outline(tuple(source.sample_shape), None)
-    wanted = players.sections(method.name, method.roles, plain["networks"])
+    wanted = players.sections(method.roles, plain["networks"])
     for key in sorted(wanted, key=lambda k: k != "backbone"):
         spec = dict(wanted[key])
         built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)

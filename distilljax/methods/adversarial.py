@@ -138,6 +138,7 @@ def ladd(
                 {"student": Role(needs=tell.needs), "teacher": TEACHER},
                 "teacher",
                 needs,
+                kind="patches",
             ),
             phases=twin_phases(
                 terms,

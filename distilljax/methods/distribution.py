@@ -220,7 +220,7 @@ def dmd2(
         # The fit is half of the mean square beside which the release has the weight.
         apart = Product(0.5, gan_critic_weight)
         critic_terms += (tell_apart(gan_law, path, apart, trunk=features),)
-        roles = feature_roles(roles, features, needs)
+        roles = feature_roles(roles, features, needs, kind="bottleneck")
         trains += ("discriminator",)
     stages, fields = (), frozenset({"x0"} if gan else ())
     if warm_start:

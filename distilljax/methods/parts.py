@@ -231,6 +231,7 @@ def feature_roles(
     roles: Mapping[str, Role],
     features: str | None,
     needs: frozenset[str] = frozenset(),
+    kind: str | None = None,
 ) -> dict[str, Role]:
     """Roles with a discriminator on the features of one of them, see `judged`.
 
@@ -239,8 +240,12 @@ def feature_roles(
       features: one of them, which then needs taps; the name of a role to be given; None
         for the samples themselves.
       needs: what the discriminator must have, see `student_draws`.
+      kind: of the discriminator on an image network, see `networks.head`; one that is
+        told times is pooled.
     """
-    out = {**roles, "discriminator": Role("discriminator", init="random", needs=needs)}
+    arguments = {} if kind is None or needs else {"kind": kind}
+    head = Role("discriminator", init="random", needs=needs, arguments=arguments)
+    out = {**roles, "discriminator": head}
     if features is not None:
         role = roles.get(features)
         out[features] = (
@@ -306,6 +311,33 @@ def logits_at(
     return judged(ctx, *shown(ctx, x, law, path, suffix, trunk), path, trunk)[1]
 
 
+@dataclasses.dataclass(frozen=True)
+class Fool:
+    """Generator side of the diffusion GAN; gradient through the features' input.
+
+    Attributes:
+      law: times of the noise.
+      path: path; default the student's network's.
+      value: loss of the logits.
+      trunk: role whose features are judged, see `judged`.
+    """
+
+    law: Law
+    path: Path | None
+    value: Callable[[Array], Array]
+    trunk: str | None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        trunk = () if self.trunk is None else (self.trunk,)
+        return ("discriminator", *trunk)
+
+    def __call__(self, ctx: Context) -> Array:
+        p, x = path_of(ctx, self.path), ctx.data["x"]
+        return self.value(logits_at(ctx, x, self.law, p, trunk=self.trunk))
+
+
 def fool(
     law: Law,
     path: Path | None,
@@ -313,13 +345,48 @@ def fool(
     value: Callable[[Array], Array] = losses.generator_nonsaturating,
     trunk: str | None = "fake_score",
 ) -> Term:
-    """Generator side of the diffusion GAN; gradient through the features' input."""
+    """The term of a `Fool` under a weight."""
+    return Term("fool", Fool(law, path, value, trunk), weight)
 
-    def loss(ctx: Context) -> Array:
-        p = path_of(ctx, path)
-        return value(logits_at(ctx, ctx.data["x"], law, p, trunk=trunk))
 
-    return Term("fool", loss, weight)
+@dataclasses.dataclass(frozen=True)
+class TellApart:
+    """Discriminator side: real data against detached student samples, both noised.
+
+    Attributes:
+      law: times of the noise.
+      path: path; default the student's network's.
+      value: loss of the logits of both.
+      trunk: role whose features are judged, see `judged`.
+      misaligned: counts the data under their neighbour's condition as fake too, half of
+        the fakes, under noise and times of their own; couples the samples of a batch.
+    """
+
+    law: Law
+    path: Path | None
+    value: Callable[[Array, Array], Array]
+    trunk: str | None
+    misaligned: bool
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        trunk = () if self.trunk is None else (self.trunk,)
+        return ("discriminator", *trunk)
+
+    def __call__(self, ctx: Context) -> Array:
+        law, trunk, p = self.law, self.trunk, path_of(ctx, self.path)
+        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
+        x_t, t = shown(ctx, ctx.data["x0"], law, p, "_real", trunk)
+        real = judged(ctx, x_t, t, p, trunk)[1]
+        values = self.value(real, fake)
+        if not self.misaligned or ctx.cond is None:
+            return values
+        x0 = ctx.data["x0"]
+        moved = untyped(_next, x0)(x0)
+        other, t_other = shown(ctx, moved, law, p, "_misaligned", trunk)
+        rolled = judged(ctx, other, t_other, p, trunk)[1]
+        return 0.5 * (values + self.value(real, rolled))
 
 
 def tell_apart(
@@ -330,32 +397,8 @@ def tell_apart(
     trunk: str | None = "fake_score",
     misaligned: bool = False,
 ) -> Term:
-    """Discriminator side: real data against detached student samples, both noised.
-
-    Args:
-      law: times of the noise.
-      path: path; default the student's network's.
-      weight: weight of the term.
-      value: loss of the logits of both.
-      trunk: role whose features are judged, see `judged`.
-      misaligned: counts the data under their neighbour's condition as fake too, half of
-        the fakes, under noise and times of their own; couples the samples of a batch.
-    """
-
-    def loss(ctx: Context) -> Array:
-        p = path_of(ctx, path)
-        fake = logits_at(ctx, sg(ctx.data["x"]), law, p, "_fake", trunk)
-        x_t, t = shown(ctx, ctx.data["x0"], law, p, "_real", trunk)
-        real = judged(ctx, x_t, t, p, trunk)[1]
-        values = value(real, fake)
-        if not misaligned or ctx.cond is None:
-            return values
-        x0 = ctx.data["x0"]
-        moved = untyped(_next, x0)(x0)
-        other, t_other = shown(ctx, moved, law, p, "_misaligned", trunk)
-        rolled = judged(ctx, other, t_other, p, trunk)[1]
-        return 0.5 * (values + value(real, rolled))
-
+    """The term of a `TellApart` under a weight."""
+    loss = TellApart(law, path, value, trunk, misaligned)
     return Term("tell_apart", loss, weight, coupled=misaligned)
 
 

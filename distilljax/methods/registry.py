@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from distilljax.core.composition import compose
 from distilljax.core.method import Citation, Method
 from distilljax.runtime.errors import check_finite, unknown
 
@@ -117,7 +118,9 @@ def discover(package: str, folders: Iterable[str]) -> dict[str, Entry]:
 
 
 def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
-    """Builds a registered method, see `distilljax.methods.build`."""
+    """Builds a registered method or a composition, see `distilljax.methods.build`."""
+    if "+" in name:
+        return _composed(entries, name.split("+"), options)
     if name not in entries:
         raise ValueError(unknown("method", name, entries))
     factory = entries[name].factory
@@ -132,3 +135,29 @@ def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
         raise ValueError(
             f"options of method {name!r} do not fit ({error}): {options}"
         ) from error
+
+
+# Arguments of `compose` that a composition by name takes.
+COMPOSE = ("weights", "repeats", "draws", "rename")
+
+
+def _composed(
+    entries: dict[str, Entry], names: list[str], options: Mapping[str, Any]
+) -> Method:
+    """The composition of several methods, each with the options under its name."""
+    known = (*names, *COMPOSE)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(
+                unknown(f"option of composition {'+'.join(names)!r}", option, known)
+                + " Options of a method stand under its name."
+            )
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(
+                f"option {option!r} of composition {'+'.join(names)!r} must be a "
+                f"mapping, got {value!r}"
+            )
+        if option in COMPOSE:
+            check_finite(f"option {option!r} of a composition", value)
+    parts = [build(entries, name, **(options.get(name) or {})) for name in names]
+    return compose(*parts, **{k: options[k] for k in COMPOSE if k in options})
