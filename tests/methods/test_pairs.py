@@ -21,7 +21,7 @@ PAIRS = list(itertools.combinations(CATALOGUE, 2))
 # draw, terms of one name, merged gradients, targets, teachers that move, learned
 # weights, two memories.
 SHOWN = [
-    ("dmd", "dmd2"),
+    ("dmd2", "gdmd"),
     ("dmd2", "ladd"),
     ("sid", "tdm"),
     ("cm_cd", "shortcut"),
