@@ -42,7 +42,7 @@ from distilljax.data import (
     sources,
     without_data,
 )
-from distilljax.experiment import players, specs
+from distilljax.experiment import given, players, specs
 from distilljax.runtime import promotion
 from distilljax.runtime.errors import check_finite, unknown
 from distilljax.training.config import RoleConfig, TrainConfig
@@ -139,6 +139,8 @@ class Experiment(NamedTuple):
       source: the data source.
       train: how it is trained.
       teacher: run folder of the teacher, or None.
+      params: parameters of roles whose networks the card names and does not build, see
+        `given`.
     """
 
     config: dict[str, Any]
@@ -147,6 +149,7 @@ class Experiment(NamedTuple):
     source: Any
     train: TrainConfig
     teacher: str | None
+    params: Mapping[str, Any] = {}
 
 
 @promotion.usual()
@@ -290,12 +293,19 @@ def check_sections(plain: Any, what: str = "a card") -> None:
 
 
 @promotion.usual()
-def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Experiment:
+def expand(
+    config: Mapping[str, Any] | ConfigDict,
+    *,
+    source: Any = None,
+    outside: bool = True,
+) -> Experiment:
     """The objects of a card.
 
     Args:
       config: a card, or its plain dicts.
       source: in place of the one that the card names.
+      outside: whether networks are made that the card does not build, see `given`. A
+        stored card may come from anyone, and an import path in it runs code.
 
     Returns:
       The experiment.
@@ -313,12 +323,18 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     if source is None:
         source = _make("source", plain["source"], SOURCES)
     built: dict[str, Network] = {}
+    params: dict[str, Any] = {}
     told = source
     if plain.get("ignore_cond"):
         told = Outline(tuple(source.sample_shape), None)
     wanted = players.sections(method.roles, plain["networks"])
     for key in sorted(wanted, key=lambda k: k != "backbone"):
         spec = dict(wanted[key])
+        if given.is_given(spec):
+            if outside:
+                built[key], found = given.make(key, spec)
+                params |= {role: found for role in _roles_of(method, key, wanted)}
+            continue
         built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)
     if adapters is not None:
         built["lora"] = adapters.network(built)
@@ -342,7 +358,17 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
         source=source,
         train=TrainConfig.of(rest, roles=method.roles),
         teacher=plain.get("teacher") or None,
+        params=params,
     )
+
+
+def _roles_of(method: Method, key: str, sections: Mapping[str, Any]) -> list[str]:
+    """Roles with given parameters that the network of a section is for."""
+    return [
+        name
+        for name, role in method.roles.items()
+        if role.init == "given" and key == (name if name in sections else role.network)
+    ]
 
 
 @functools.cache
