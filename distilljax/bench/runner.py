@@ -38,8 +38,6 @@ from distilljax.runtime import storage
 from distilljax.training.claim import claim_results
 from distilljax.training.export import load_params, save_params
 
-# Families whose students follow the flow, so that noise says where they should end.
-FOLLOWING = ("consistency", "flow map", "trajectory")
 SEEDS = 3
 BASELINE, FLOOR, TEACHER = "pretrained", "floor", "teacher"
 
@@ -248,8 +246,7 @@ class _Bench:
 
     def _measured(self, name: str, entry: Entry) -> dict[str, Any]:
         runs, by_nfe = {}, {}
-        families = {CATALOGUE[part].family for part in name.split("+")}
-        follows = families <= set(FOLLOWING)
+        follows = all(CATALOGUE[part].follows_flow for part in name.split("+"))
         for made_for in entry.nfes if entry.each else entry.nfes[:1]:
             label = f"{name} for {made_for}" if entry.each else name
             with self._bar(label) as bar:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,9 @@ from distilljax.runtime.errors import check_finite, check_whole
 
 Array = jax.Array
 Schedule = float | Callable[[Array], Array]
+# The type of attributes and arguments that count training cycles, by which a run of
+# another length finds them, see `methods.lengths`.
+Cycles = Annotated[int, "training cycles"]
 
 
 class Law(Protocol):
@@ -623,7 +626,7 @@ def value_at(schedule: Schedule, step: Array | int) -> Array:
 class Ramp:
     """Linear from ``start`` to ``end`` over ``steps``, constant after."""
 
-    steps: int
+    steps: Cycles
     start: float = 0.0
     end: float = 1.0
 
@@ -639,7 +642,7 @@ class Ramp:
 class Switch:
     """``before`` until step ``at``, ``after`` from it on."""
 
-    at: int
+    at: Cycles
     before: float = 0.0
     after: float = 1.0
 

@@ -11,6 +11,7 @@ from distilljax.core.method import Citation, Method, Stage
 from distilljax.diffusion.paths import Path, trigflow
 from distilljax.diffusion.times import (
     ArctanNormal,
+    Cycles,
     Grid,
     InClock,
     Law,
@@ -69,7 +70,7 @@ def rcm(
     *,
     scm_weight: float = 100.0,
     dmd_weight: float = 1.0,
-    warmup: int = 1000,
+    warmup: Cycles = 1000,
     law: Law = LogNormal(0.7, 1.6),
     dmd_law: Law = InClock(Shifted(Uniform(), 5.0)),
     guidance: float = 1.0,
@@ -178,7 +179,7 @@ def sana_sprint(
     misaligned: bool = True,
     guidance: Guidance = 1.0,
     embed: bool = False,
-    warmup: int = 4000,
+    warmup: Cycles = 4000,
     path: Path = trigflow(),
     sampling_grid: Grid = TableGrid(((1.5707963, 1.3),)),
     scm_options: dict[str, Any] | None = None,

@@ -26,6 +26,7 @@ from distilljax.diffusion.clocks import CLOCK_GRID, ByPath, KarrasUniform, Times
 from distilljax.diffusion.paths import Path
 from distilljax.diffusion.sampler import Consistency
 from distilljax.diffusion.times import (
+    Cycles,
     Grid,
     Law,
     LogNormal,
@@ -138,7 +139,7 @@ def dmd2(
     gan_critic_weight: Schedule = 1e-2,
     gan_law: Law = ALL_TIMES,
     features: str | None = "fake_score",
-    warm_start: int = 0,
+    warm_start: Cycles = 0,
     warm_start_draw: Trajectory | None = None,
     warm_start_weights: tuple[float, ...] | None = None,
     floor: float | None = None,

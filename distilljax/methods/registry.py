@@ -18,18 +18,19 @@ from distilljax.core.composition import compose
 from distilljax.core.method import Citation, Method
 from distilljax.runtime.errors import check_finite, unknown
 
-# In the order in which tables show them.
-FAMILIES = (
-    "regression",
-    "consistency",
-    "flow map",
-    "trajectory",
-    "distribution matching",
-    "adversarial",
-    "composed",
-    "restoration",
-    "reward",
-)
+# In the order of tables, and whether their students follow the teacher's flow, so that
+# the noise says where a sample should end.
+FAMILIES = {
+    "regression": False,
+    "consistency": True,
+    "flow map": True,
+    "trajectory": True,
+    "distribution matching": False,
+    "adversarial": False,
+    "composed": False,
+    "restoration": False,
+    "reward": False,
+}
 Factory = TypeVar("Factory", bound=Callable[..., Method])
 
 
@@ -42,6 +43,7 @@ class Entry(NamedTuple):
       family: one of `FAMILIES`.
       summary: what it does, in one line.
       teacher: whether it distils a teacher.
+      makes: ``student``, a generator of few steps, ``teacher`` or ``restorer``.
       differs: where the code departs from the paper or its release by choice; markdown.
     """
 
@@ -51,6 +53,23 @@ class Entry(NamedTuple):
     summary: str
     teacher: bool = True
     differs: str = ""
+    makes: str = "student"
+
+    @property
+    def follows_flow(self) -> bool:
+        """Whether its students follow the teacher's flow from the same noise."""
+        return FAMILIES[self.family]
+
+    def asks_for_more(self) -> str:
+        """Why a teacher and noise are not enough for it; empty if they are.
+
+        A reward or another network of the user's own is not counted.
+        """
+        return {
+            "student": "",
+            "teacher": "it makes teachers",
+            "restorer": "it restores images, and there is nothing to restore",
+        }[self.makes]
 
 
 _FOUND: dict[str, Entry] = {}
@@ -63,6 +82,7 @@ def register(
     summary: str,
     teacher: bool = True,
     differs: str = "",
+    makes: str = "student",
 ) -> Callable[[Factory], Factory]:
     """Enters the factory below it into the catalogue, under its own name.
 
@@ -72,6 +92,7 @@ def register(
       summary: see `Entry`.
       teacher: see `Entry`.
       differs: see `Entry`.
+      makes: see `Entry`.
 
     Raises:
       ValueError: for an unknown family, a citation of another method, or a second
@@ -90,7 +111,7 @@ def register(
                 f"two methods are called {name!r}: in {before.factory.__module__} and "
                 f"{factory.__module__}; give one of them another name"
             )
-        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs)
+        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs, makes)
         return factory
 
     return enter
@@ -112,7 +133,7 @@ def discover(package: str, folders: Iterable[str]) -> dict[str, Entry]:
     def place(name: str) -> tuple[Any, ...]:
         entry = _FOUND[name]
         cite = entry.cite
-        return FAMILIES.index(entry.family), cite.year, cite.venue, name
+        return list(FAMILIES).index(entry.family), cite.year, cite.venue, name
 
     return {name: _FOUND[name] for name in sorted(_FOUND, key=place)}
 

@@ -43,6 +43,7 @@ DENOISING = Citation(
     cite=DENOISING,
     summary="any prediction (x0, eps, v, ...) regressed on data and noise; teachers",
     teacher=False,
+    makes="teacher",
 )
 def denoising(
     *,
@@ -110,6 +111,7 @@ def denoising(
     cite=FLOW_MATCHING,
     summary="velocity regressed on data and noise; teachers",
     teacher=False,
+    makes="teacher",
 )
 def flow_matching(
     *,

@@ -73,6 +73,7 @@ def _falling(t: Array, count: int, spacing: float, shift: float) -> Array:
     family="restoration",
     cite=TSD_SR,
     summary="score gap and target score gap along a short trajectory, one step",
+    makes="restorer",
 )
 def tsd_sr(
     *,

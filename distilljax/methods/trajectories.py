@@ -25,6 +25,7 @@ from distilljax.diffusion.predictions import decompose
 from distilljax.diffusion.sampler import Deterministic
 from distilljax.diffusion.solvers import Heun, Solver
 from distilljax.diffusion.times import (
+    Cycles,
     Grid,
     Law,
     PathGrid,
@@ -68,7 +69,7 @@ REFLOW = Citation(
 def progressive(
     *,
     steps: tuple[int, ...] = (8, 4, 2, 1),
-    round_cycles: int = 1000,
+    round_cycles: Cycles = 1000,
     grid: Grid = PathGrid(floor=True),
     truncated: bool = True,
     weight: LevelWeight | None = None,

@@ -31,6 +31,7 @@ from distilljax.diffusion.predictions import recompose
 from distilljax.diffusion.sampler import Deterministic, Renoise
 from distilljax.diffusion.solvers import Heun, Solver, solve
 from distilljax.diffusion.times import (
+    Cycles,
     Grid,
     KarrasPoints,
     Law,
@@ -187,7 +188,7 @@ def ctm(
     dsm_weight: float = 1.0,
     dsm_law: Law = DENOISED,
     gan_weight: Schedule = 0.0,
-    gan_start: int = 10_000,
+    gan_start: Cycles = 10_000,
     gan_law: Law = Uniform(),
     features: str | None = "teacher",
     balance: bool = True,
