@@ -32,44 +32,12 @@ from ml_collections import ConfigDict
 from distilljax import methods, networks
 from distilljax.core.binding import Network
 from distilljax.core.method import Method
-from distilljax.data import (
-    array_records,
-    degraded,
-    files,
-    images,
-    planar,
-    prepared,
-    sources,
-    without_data,
-)
 from distilljax.experiment import given, players, specs
-from distilljax.runtime import promotion
+from distilljax.runtime import promotion, words
 from distilljax.runtime.errors import check_finite, unknown
 from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.placement import AXES
 
-SOURCES = {
-    "coloured_digits": sources.coloured_digits,
-    "conditions": without_data.conditions,
-    "curves": planar.curves,
-    "digits": sources.digits,
-    "degraded_digits": degraded.degraded_digits,
-    "image_folder": images.image_folder,
-    "labels": without_data.labels,
-    "mixture": planar.mixture,
-    "npz": files.npz,
-    "pairs": array_records.pairs,
-    "records": array_records.records,
-    "tfds": prepared.tfds,
-}
-BUILDERS = {
-    "mlp": networks.mlp,
-    "dit": networks.dit,
-    "unet": networks.unet,
-    "head": networks.head,
-    "log_weight": networks.log_weight,
-    "policy": networks.policy,
-}
 FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
 _OWN = ("method", "source", "networks", "teacher", "lora")
 
@@ -200,9 +168,9 @@ def card(
     config = ConfigDict(
         {
             "method": _method(method, options or {}),
-            "source": _filled(source, SOURCES),
+            "source": _filled(source, words.SOURCES),
             "networks": {
-                key: _filled(net, BUILDERS)
+                key: _filled(net, words.NETWORKS)
                 for key, net in players.beside(built.roles, networks).items()
             },
             "teacher": teacher or "",
@@ -321,7 +289,7 @@ def expand(
     if adapters is not None:
         method = adapters.method(method)
     if source is None:
-        source = _make("source", plain["source"], SOURCES)
+        source = _make("source", plain["source"], words.SOURCES)
     built: dict[str, Network] = {}
     params: dict[str, Any] = {}
     told = source
@@ -335,7 +303,9 @@ def expand(
                 built[key], found = given.make(key, spec)
                 params |= {role: found for role in _roles_of(method, key, wanted)}
             continue
-        built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)
+        built[key] = _make(
+            "network", {**_taken(told, built, spec), **spec}, words.NETWORKS
+        )
     if adapters is not None:
         built["lora"] = adapters.network(built)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
@@ -407,7 +377,7 @@ def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
             section.get("cond_features"),
             None if changes is None else changes.features,
         )
-    source = _make("source", section, SOURCES)
+    source = _make("source", section, words.SOURCES)
     features = getattr(source, "cond_features", None)
     return Outline(tuple(source.sample_shape), source.num_classes, features)
 
