@@ -24,7 +24,7 @@ from distilljax.diffusion.times import (
 )
 from distilljax.losses import transforms
 from distilljax.losses.corrections import Correction
-from distilljax.methods.anchored import OnFlow, anchor, shortcut
+from distilljax.methods.consistency._anchored import OnFlow, anchor, shortcut
 from distilljax.methods.parts import TEACHER, guidance_needs
 from distilljax.methods.registry import register
 

@@ -1,4 +1,4 @@
-"""Restoration in one step from a degraded image."""
+"""TSD-SR: restoration in one step from a degraded image."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ from distilljax.diffusion.times import EvenGrid, Law, Schedule, central
 from distilljax.losses.corrections import correct
 from distilljax.losses.metrics import Metric, half_mse
 from distilljax.methods.fits import Fit, fit_score
-from distilljax.methods.parts import (
-    guidance_needs,
-    path_of,
-    twin_phases,
-    twin_roles,
-)
+from distilljax.methods.parts import guidance_needs, path_of, twin_phases, twin_roles
 from distilljax.methods.registry import register
 
 Array = jax.Array

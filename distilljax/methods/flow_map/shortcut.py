@@ -1,4 +1,4 @@
-"""Maps between any two times by halving: shortcut models."""
+"""Shortcut models: one jump equals two of half its length."""
 
 from __future__ import annotations
 

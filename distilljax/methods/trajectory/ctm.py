@@ -1,4 +1,4 @@
-"""Jumps of any length that agree along the teacher's trajectories: CTM."""
+"""Consistency trajectory models: jumps of any length that agree."""
 
 from __future__ import annotations
 
@@ -66,7 +66,6 @@ CTM = Citation(
     2023,
     "arXiv:2310.02279",
 )
-
 
 # Times of the denoising term in the released code.
 DENOISED = Mixture(((0.5, LogNormal(-1.2, 1.2)), (0.5, KarrasUniform(0.3, 1.0, None))))

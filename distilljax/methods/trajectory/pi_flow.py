@@ -1,4 +1,4 @@
-"""Students that emit a policy: a field that one evaluation makes, followed for free."""
+"""pi-Flow: students that emit a policy, a field that is followed for free."""
 
 from __future__ import annotations
 

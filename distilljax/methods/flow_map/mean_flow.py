@@ -1,4 +1,4 @@
-"""Two-time flow maps: average velocities between any ``t`` and ``s``."""
+"""MeanFlow: average velocities between any ``t`` and ``s``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,6 @@ from distilljax.methods.parts import (
 from distilljax.methods.registry import register
 
 Array = jax.Array
-sg = jax.lax.stop_gradient
 
 MEAN_FLOW = Citation(
     "mean_flow",

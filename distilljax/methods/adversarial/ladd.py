@@ -1,4 +1,4 @@
-"""Adversarial distillation on the features of diffusion networks."""
+"""Latent adversarial diffusion distillation (LADD)."""
 
 from __future__ import annotations
 
