@@ -15,15 +15,12 @@ from distilljax.diffusion.clocks import CLOCK_GRID
 from distilljax.diffusion.paths import Path
 from distilljax.diffusion.sampler import Consistency
 from distilljax.diffusion.times import Grid, Law, LogNormal, Schedule
+from distilljax.methods.gan import feature_roles, fool, judged, tell_apart
 from distilljax.methods.parts import (
     TEACHER,
-    feature_roles,
-    fool,
-    judged,
     noised,
     path_of,
     student_draws,
-    tell_apart,
     telling,
     twin_phases,
 )

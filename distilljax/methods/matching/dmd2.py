@@ -16,14 +16,12 @@ from distilljax.diffusion.paths import Path
 from distilljax.diffusion.sampler import Consistency
 from distilljax.diffusion.times import Cycles, Grid, Law, Product, Schedule
 from distilljax.methods.fits import Fit, fit_score
+from distilljax.methods.gan import feature_roles, fool, tell_apart
 from distilljax.methods.matching._gap import ALL_TIMES, GAP_TIMES, match_scores
 from distilljax.methods.parts import (
-    feature_roles,
-    fool,
     guidance_needs,
     path_of,
     student_draws,
-    tell_apart,
     twin_phases,
     twin_roles,
 )

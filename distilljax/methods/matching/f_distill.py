@@ -14,11 +14,11 @@ from distilljax.diffusion.times import Grid, Law, Schedule, Uniform, central
 from distilljax.losses import transforms
 from distilljax.losses.divergences import Divergence, divergence_of
 from distilljax.methods.fits import Fit
+from distilljax.methods.gan import judged
 from distilljax.methods.matching.dmd2 import DMD2, dmd2
 from distilljax.methods.parts import (
     RatioMeans,
     binned_means,
-    judged,
     noised,
     path_of,
     twin_predictions,

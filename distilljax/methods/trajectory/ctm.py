@@ -43,15 +43,8 @@ from distilljax.diffusion.times import (
 )
 from distilljax.losses import transforms
 from distilljax.losses.metrics import Metric, half_mse
-from distilljax.methods.parts import (
-    TEACHER,
-    feature_roles,
-    fool,
-    guidance_needs,
-    noised,
-    path_of,
-    tell_apart,
-)
+from distilljax.methods.gan import feature_roles, fool, tell_apart
+from distilljax.methods.parts import TEACHER, guidance_needs, noised, path_of
 from distilljax.methods.registry import register
 from distilljax.methods.weights import LevelWeight, constant, noise_ratio
 from distilljax.runtime.axes import looked_up
