@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         training,
     )
     from distilljax.core import composition, draws, method
+    from distilljax.core.binding import Network
     from distilljax.core.composition import compose
     from distilljax.diffusion import (
         fields,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from distilljax.sampling import editing
 
 _LAZY = {
+    "Network": ("distilljax.core.binding", "Network"),
     "compose": ("distilljax.core.composition", "compose"),
     "edit": ("distilljax.experiment.image_edits", "edit"),
     "fit": ("distilljax.experiment.api", "fit"),
@@ -55,6 +57,7 @@ _OPEN = ("runtime", "diffusion", "losses", "core", "sampling", "experiment", "cl
 _FOLDERS = (*_OPEN, "methods", "networks", "data", "evaluation", "training", "bench")
 # Written out, since type checkers read it.
 __all__ = [
+    "Network",
     "__version__",
     "api",
     "cards",

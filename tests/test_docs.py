@@ -16,6 +16,7 @@ from distilljax.core.method import Method
 from distilljax.data import arrays
 from distilljax.experiment.api import Fitted
 from distilljax.methods import flow_matching, scm
+from distilljax.runtime import words
 from distilljax.training.placement import tree_shardings
 from tests import toy
 
@@ -161,7 +162,7 @@ def test_every_source_of_the_data_page_is_that_of_its_card(tmp_path, monkeypatch
         found = cards.expand(card).source
         assert found.fingerprint == source.fingerprint
         assert len(found) == len(source) > 0
-    assert met == set(cards.SOURCES)
+    assert met == set(words.SOURCES)
 
 
 def test_the_rules_of_the_page_on_sharding_fit():

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distilljax import evaluation, methods
-from distilljax.bench.entries import mean_hops, settings_of
+from distilljax.bench.entries import mean_hops, missing, settings_of
 from distilljax.bench.suites import BATCH, STEPS, Entry, Suite, no_reward
 from distilljax.core.binding import Network
 from distilljax.core.method import Method
@@ -25,14 +25,10 @@ from distilljax.data import digits as digits_source
 from distilljax.experiment import cards, recipes, specs
 from distilljax.experiment.judge import TEACHER_NFE, Judge
 from distilljax.methods import CATALOGUE
+from distilljax.methods.lengths import stretched_options
 from distilljax.methods.parts import BELOW_NOISE
 from distilljax.sampling import generation
 
-MISSING = {
-    "flow_matching": "it makes teachers; students start from the quick start's",
-    "denoising": "it makes teachers",
-    "tsd_sr": "it restores images; see examples/restoration.py",
-}
 ONE_STEP = ("diff_instruct", "dmd", "f_distill", "pi_flow", "progressive")
 _NOTE = "its card trains it for one step"
 _MATCHED = {
@@ -52,27 +48,6 @@ _OWN: dict[str, dict[str, Any]] = {
 # seeds do not recover from the end of it: here all of three do.
 _CHANGED: dict[str, dict[str, Any]] = {"scm": {"warmup": "Ramp(900)"}}
 _CYCLES = 1000
-# Options that count cycles, and attributes of schedules that do.
-_COUNTS = ("warmup", "warm_start", "round_cycles", "gan_start")
-_ATTRIBUTES = {
-    "Ramp": "steps",
-    "RootSegments": "cycles",
-    "DoublingSegments": "cycles",
-    "Shrink": "cycles",
-}
-
-
-def stretched(value: Any, factor: float, key: str = "") -> Any:
-    """Options with everything that counts cycles multiplied by a factor."""
-    if isinstance(value, Mapping):
-        return {k: stretched(v, factor, k) for k, v in value.items()}
-    if key in _COUNTS and isinstance(value, int) and value > 1:
-        return max(1, round(value * factor))
-    name = _ATTRIBUTES.get(type(value).__name__)
-    if name is not None:
-        count = max(1, round(getattr(value, name) * factor))
-        return dataclasses.replace(value, **{name: count})
-    return value
 
 
 def _card(name: str) -> Any:
@@ -116,7 +91,9 @@ def entry_of(name: str, nfes: tuple[int, ...] | None = None) -> Entry:
 
     one = name in ONE_STEP
     return Entry(
-        lambda k, n: stretched(options, k / plain["cycles"]),
+        lambda k, n: stretched_options(
+            cards.FACTORIES, plain["method"]["name"], options, k / plain["cycles"]
+        ),
         settings,
         nfes=nfes or (STEPS[:1] if one else STEPS),
         trips=mean_hops(options["segments"]) if name == "ctm" else None,
@@ -201,7 +178,7 @@ def digits(*, quick: bool = False) -> Suite:
     def clipped(x: Any) -> np.ndarray:
         return np.clip(np.asarray(x, np.float32), -1.0, 1.0)
 
-    entries = {n: entry_of(n) for n in CATALOGUE if n not in MISSING}
+    entries = {n: entry_of(n) for n in CATALOGUE if n not in missing()}
     return Suite(
         name="digits",
         settings={"teacher": specs_of(teacher)},
@@ -213,7 +190,7 @@ def digits(*, quick: bool = False) -> Suite:
         # As many samples as the quick start's teacher sees.
         pretraining=60_000 if quick else 3 * 2500 * 256,
         entries=entries,
-        missing=MISSING,
+        missing=missing(),
         networks=networks,
         counted=networks,
         given=lambda method, start: {"teacher": start},

@@ -27,12 +27,6 @@ from distilljax.methods import CATALOGUE
 from distilljax.methods.curricula import DoublingSegments, RootSegments, Shrink
 from distilljax.methods.parts import BELOW_NOISE
 
-MISSING = {
-    "flow_matching": "it makes teachers, and the teacher is exact",
-    "denoising": "it makes teachers, and the teacher is exact",
-    "tsd_sr": "it restores images, and there is nothing to restore",
-}
-
 _ALONE = "without a teacher: at one step samples are left between modes"
 
 
@@ -111,11 +105,19 @@ def mixture_entries(rate: float = 1.0) -> Mapping[str, Entry]:
     """
     usual = Entry(lambda k, n: {}, settings_of)
     own = _entries()
-    found = {n: own.get(n, usual) for n in CATALOGUE if n not in MISSING}
+    left = missing()
+    found = {n: own.get(n, usual) for n in CATALOGUE if n not in left}
     return {
         name: entry._replace(settings=functools.partial(_slowed, entry.settings, rate))
         for name, entry in found.items()
     }
+
+
+@functools.cache
+def missing() -> Mapping[str, str]:
+    """Methods that a teacher and noise do not feed, and why."""
+    reasons = {name: entry.asks_for_more() for name, entry in CATALOGUE.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _slowed(

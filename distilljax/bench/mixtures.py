@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from distilljax import networks
-from distilljax.bench.entries import MISSING, mixture_entries, start_entry
+from distilljax.bench.entries import missing, mixture_entries, start_entry
 from distilljax.bench.suites import BATCH, Suite, no_reward
 from distilljax.bench.truth import Truth
 from distilljax.core.binding import Network
@@ -292,7 +292,7 @@ def mixture(
         pretraining=6_000_000,
         # Tangents diverge in a wider network under the rates of the narrow one.
         entries=mixture_entries(rate=1.0 if small else 0.4),
-        missing=MISSING,
+        missing=missing(),
         networks=lambda method: players(
             method, renewed if is_replaced(method) else teacher, backbone, sizes
         ),

@@ -38,8 +38,6 @@ from distilljax.runtime import storage
 from distilljax.training.claim import claim_results
 from distilljax.training.export import load_params, save_params
 
-# Families whose students follow the flow, so that noise says where they should end.
-FOLLOWING = ("consistency", "flow map", "trajectory")
 SEEDS = 3
 BASELINE, FLOOR, TEACHER = "pretrained", "floor", "teacher"
 
@@ -230,11 +228,12 @@ class _Bench:
         return row
 
     def _made(self, name: str) -> dict[str, Any]:
-        entry, began = self.suite.entries[name], time.monotonic()
+        entry, began = self.suite.entry(name), time.monotonic()
+        parts = [CATALOGUE[part] for part in name.split("+")]
         row = {
             "name": name,
-            "family": CATALOGUE[name].family,
-            "cite": str(CATALOGUE[name].cite),
+            "family": parts[0].family if len(parts) == 1 else "composition",
+            "cite": "; ".join(str(part.cite) for part in parts),
             "note": entry.note,
         }
         try:
@@ -247,7 +246,7 @@ class _Bench:
 
     def _measured(self, name: str, entry: Entry) -> dict[str, Any]:
         runs, by_nfe = {}, {}
-        follows = CATALOGUE[name].family in FOLLOWING
+        follows = all(CATALOGUE[part].follows_flow for part in name.split("+"))
         for made_for in entry.nfes if entry.each else entry.nfes[:1]:
             label = f"{name} for {made_for}" if entry.each else name
             with self._bar(label) as bar:
@@ -315,10 +314,11 @@ class _Bench:
     def results(self) -> dict[str, Any]:
         """Everything that the folder holds."""
         rows = []
-        for name in CATALOGUE:
-            path = self.folder / "rows" / f"{name}.json"
-            if path.is_file():
-                rows.append(json.loads(path.read_text()))
+        made = {path.stem: path for path in (self.folder / "rows").glob("*.json")}
+        joined = sorted(name for name in made if "+" in name)
+        for name in (*CATALOGUE, *joined):
+            if name in made:
+                rows.append(json.loads(made[name].read_text()))
         found = {
             "suite": self.suite.name,
             **self._base(),

@@ -20,6 +20,15 @@ STEPS = (1, 2, 4)
 # A phase is one of so many samples; half of what the digits cards take is a multiple of
 # the slots of every method.
 BATCH = 208
+# Compositions that, as far as we know, nobody published: methods of two kinds, of which
+# one keeps what the other loses.
+COMPOSED: dict[str, dict[str, float]] = {
+    "mean_flow+sid": {},
+    "shortcut+diff_instruct": {},
+    "ayf_emd+dmd": {},
+    "reflow+scm": {},
+    "ctm+f_distill": {},
+}
 
 
 def no_reward() -> Network:
@@ -142,19 +151,71 @@ class Suite:
         """Names of the methods asked for, in the order of the catalogue.
 
         Args:
-          methods: names, or joined by commas; None or ``all`` for every one.
+          methods: names, or joined by commas; None or ``all`` for every method,
+            ``compositions`` for those of `COMPOSED`. ``dmd2+mean_flow`` is one of any
+            two.
 
         Raises:
           ValueError: for a name that is no method, or one that the suite cannot feed.
         """
         if methods is None or methods == "all":
             return [name for name in CATALOGUE if name in self.entries]
+        if methods == "compositions":
+            return list(COMPOSED)
         asked = methods.split(",") if isinstance(methods, str) else list(methods)
-        for name in asked:
+        for name in (part for whole in asked for part in whole.split("+")):
             if name in self.missing:
                 raise ValueError(
                     f"suite {self.name!r} has no {name!r}: {self.missing[name]}"
                 )
             if name not in self.entries:
                 raise ValueError(unknown("method", name, self.entries))
-        return [name for name in CATALOGUE if name in asked]
+        alone = [name for name in CATALOGUE if name in asked]
+        return alone + [name for name in asked if "+" in name]
+
+    def entry(self, name: str) -> Entry:
+        """How a method runs, or a composition: its methods as they run alone."""
+        if "+" not in name:
+            return self.entries[name]
+        entries = {part: self.entries[part] for part in name.split("+")}
+        return composed_entry(entries, COMPOSED.get(name, {}))
+
+
+def composed_entry(entries: Mapping[str, Entry], weights: Mapping[str, float]) -> Entry:
+    """The entry of a composition, out of those of its methods.
+
+    Options, and the settings of the roles that a method brings, are those that it has
+    alone; the student is trained as the first one's is.
+
+    Args:
+      entries: by method.
+      weights: of their gradients; 1 where there is none.
+    """
+
+    def options(cycles: int, nfe: int) -> dict[str, Any]:
+        own = {n: dict(entry.options(cycles, nfe)) for n, entry in entries.items()}
+        return {**own, "weights": dict(weights)}
+
+    def settings(cycles: int) -> dict[str, Mapping[str, Any]]:
+        found: dict[str, Mapping[str, Any]] = {}
+        for name, entry in entries.items():
+            own = entry.settings(cycles)
+            found |= {f"{name}_{role}": section for role, section in own.items()}
+            found = {**own, **found}
+        first = next(iter(entries.values()))
+        return {**found, **first.settings(cycles)}
+
+    known = list(entries.values())
+    trips = [entry.trips for entry in known if entry.trips is not None]
+    if len(trips) > 1:
+        raise ValueError(
+            f"{'+'.join(entries)}: loops of drawn length in both are not counted"
+        )
+    return Entry(
+        options,
+        settings,
+        nfes=tuple(n for n in STEPS if all(n in entry.nfes for entry in known)),
+        each=any(entry.each for entry in known),
+        trips=trips[0] if trips else None,
+        note="; ".join(f"weight of {name} {w:g}" for name, w in weights.items()),
+    )

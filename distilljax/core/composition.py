@@ -1,15 +1,21 @@
 """`compose`: methods joined so that the student's gradient is exactly the weighted sum.
 
-Phases meet by name, terms and draws keep their own randomness, and whatever two methods
-say differently about one thing is refused by name instead of decided silently.
+Every method brings its own terms, draws, critics and memory. What two of them say alike
+is shared, what they say differently about a thing of one name stands twice, the later
+one's under the name of its method; only the student is one, and what cannot be said of
+one student is refused with the reason.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from distilljax.core.joining import STUDENT, join, rounds
 from distilljax.core.method import (
     Citation,
     Method,
@@ -20,8 +26,118 @@ from distilljax.core.method import (
     Term,
     check,
 )
-from distilljax.diffusion.times import Product, Schedule
+from distilljax.core.renaming import Names, renamed
+from distilljax.diffusion.times import Product, Schedule, value_at
 from distilljax.runtime.errors import unknown
+
+
+def compose(
+    *methods: Method,
+    weights: Mapping[str, Schedule] | None = None,
+    repeats: Mapping[str, int] | None = None,
+    roles: Mapping[str, Role] | None = None,
+    draws: Mapping[str, Any] | None = None,
+    rename: Mapping[str, Mapping[str, str]] | None = None,
+    sampling: Sampling | None = None,
+    name: str | None = None,
+    cite: tuple[Citation, ...] = (),
+) -> Method:
+    """Joins methods; the student's gradient is exactly the weighted sum of theirs.
+
+    Student: one, that starts from the teacher if any method's does, with a network that
+    has what each of them needs. Its terms and draws stand side by side in one update.
+
+    Roles that nothing trains (teacher, target, decoder): equal ones are one. A teacher
+    that follows the student (``progressive``) stands beside the fixed one.
+
+    Critics (roles that a phase without the student trains): methods share them if they
+    fit them alike, that is if draws and terms of one name are equal in their phases;
+    the terms that only one of them has come on top, and of two numbers of repeats the
+    larger holds. Otherwise each method has critics of its own: a fake score is that of
+    the samples it was fitted to.
+
+    What two methods have under one name and not alike is found under the name of the
+    later one: terms, draws and phases as ``"ladd/fool"``, roles and memory as
+    ``ladd_discriminator``. Random numbers are keyed without it, so that joining changes
+    nobody's; two terms of one name draw the same numbers, as two methods of one seed
+    do. Weights multiply the terms of phases that train the student, and the result of a
+    phase's ``merge``; critics keep theirs.
+
+    Args:
+      *methods: at least one, of different names; the first one's sampling is the
+        default.
+      weights: method name -> number or schedule over cycles.
+      repeats: phase name -> repeats, in place of the methods'.
+      roles: role name -> record, in place of the methods'.
+      draws: draw name -> draw, in place of the methods'; with
+        ``{"x": draws.Rollout(...)}`` methods judge the same samples and may share a
+        fake score.
+      rename: method name -> new names of its roles by old ones; a role under a name of
+        its own is not shared.
+      sampling: how the student is sampled.
+      name: name of the result; default the names joined by "+".
+      cite: citations of the composition itself, put first.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: on methods of one name, unknown names in the arguments, and students
+        that cannot be one.
+    """
+    if not methods:
+        raise ValueError("compose needs at least one method")
+    weights, repeats = dict(weights or {}), dict(repeats or {})
+    names = [method.name for method in methods]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(
+            f"compose: two methods are called {twice[0]!r}; their weights and critics "
+            "are told apart by name, so give one another: method._replace(name=...)"
+        )
+    for label, given in (("weights", weights), ("rename", rename or {})):
+        for key in given:
+            if key not in names:
+                raise ValueError(unknown(f"method in {label}", key, names))
+    parts = [
+        _given(_weighted(m, weights.get(m.name, 1.0)), roles or {}, draws or {})
+        for m in methods
+    ]
+    parts = [_called(part, (rename or {}).get(part.name, {})) for part in parts]
+    parts = _apart_from_fixed_teacher(parts)
+    out = parts[0]
+    for part in parts[1:]:
+        out = join(out, part, repeats)
+    _check_known("role in roles", roles or {}, out.roles)
+    every = [p for phases in rounds(out) for p in phases]
+    _check_known("draw in draws", draws or {}, {n for p in every for n in p.draws})
+    _check_known("phase in repeats", repeats, {p.name for p in every})
+    return check(
+        out._replace(
+            name=out.name if name is None else name,
+            sampling=out.sampling if sampling is None else sampling,
+            cite=tuple(dict.fromkeys(tuple(cite) + out.cite)),
+        )
+    )
+
+
+def _check_known(label: str, given: Mapping[str, Any], known: Any) -> None:
+    for key in given:
+        if key not in known:
+            raise ValueError(unknown(label, key, known))
+
+
+def _mapped(method: Method, change: Callable[[Phase], Phase]) -> Method:
+    """The method with every phase changed."""
+    return method._replace(
+        phases=tuple(change(p) for p in method.phases),
+        stages=tuple(
+            Stage(s.until, tuple(change(p) for p in s.phases)) for s in method.stages
+        ),
+    )
+
+
+# What is given or changed before methods meet.
 
 
 def _scaled(term: Term, weight: Schedule) -> Term:
@@ -32,200 +148,75 @@ def _scaled(term: Term, weight: Schedule) -> Term:
     return term._replace(weight=Product(weight, term.weight))
 
 
-def _weighted(phase: Phase, weight: Schedule) -> Phase:
+def _weighted(method: Method, weight: Schedule) -> Method:
     """Student phases carry the method's weight; critics fit, and do not."""
-    if "student" not in phase.trains:
-        return phase
-    return phase._replace(terms=tuple(_scaled(t, weight) for t in phase.terms))
+
+    def change(phase: Phase) -> Phase:
+        if STUDENT not in phase.trains:
+            return phase
+        if phase.merge is not None:
+            return phase._replace(merge=_Scaled(phase.merge, weight))
+        return phase._replace(terms=tuple(_scaled(t, weight) for t in phase.terms))
+
+    return _mapped(method, change)
 
 
-def _merge_equal(
-    kind: str, a: Mapping[str, Any], b: Mapping[str, Any]
-) -> dict[str, Any]:
-    out = dict(a)
-    for name, value in b.items():
-        if name in out and out[name] != value:
-            raise ValueError(
-                f"compose: {kind} {name!r} differs between the methods: {out[name]} "
-                f"and {value}; make them equal to share it, or rename one"
-            )
-        out[name] = value
+def _given(
+    method: Method, roles: Mapping[str, Role], draws: Mapping[str, Any]
+) -> Method:
+    """The method with the caller's roles and draws in place of its own."""
+
+    def change(phase: Phase) -> Phase:
+        return phase._replace(
+            draws={n: draws.get(n, d) for n, d in phase.draws.items()}
+        )
+
+    own = {
+        n: roles[n]._replace(needs=roles[n].needs | r.needs) if n in roles else r
+        for n, r in method.roles.items()
+    }
+    return _mapped(method._replace(roles=own), change)
+
+
+def _called(method: Method, roles: Mapping[str, str]) -> Method:
+    """The method with the caller's names; a phase is called after what it trains."""
+    for old in roles:
+        if old not in method.roles or old == STUDENT:
+            known = [role for role in method.roles if role != STUDENT]
+            raise ValueError(unknown(f"role of {method.name!r} in rename", old, known))
+    phases = {
+        p.name: roles[p.name] for ps in rounds(method) for p in ps if p.name in roles
+    }
+    return renamed(method, Names(roles, phases)) if roles else method
+
+
+def _apart_from_fixed_teacher(methods: Sequence[Method]) -> list[Method]:
+    """Teachers that follow something get names of their own beside a fixed one."""
+    teachers = [m.roles["teacher"] for m in methods if "teacher" in m.roles]
+    if all(role.follow is None for role in teachers) or all(
+        role.follow is not None for role in teachers
+    ):
+        return list(methods)
+    out = []
+    for method in methods:
+        role = method.roles.get("teacher")
+        if role is not None and role.follow is not None:
+            name = f"{method.name}_teacher"
+            method = renamed(method, Names({"teacher": name}))
+            own = method.roles[name]._replace(init="teacher")
+            method = method._replace(roles={**method.roles, name: own})
+        out.append(method)
     return out
 
 
-def _merge_roles(a: Mapping[str, Role], b: Mapping[str, Role]) -> dict[str, Role]:
-    """Equal roles merge, and what they need of their network is united."""
-    shared = set(a) & set(b)
-    needs = {name: a[name].needs | b[name].needs for name in shared}
-    return _merge_equal(
-        "role",
-        {n: r._replace(needs=needs[n]) if n in shared else r for n, r in a.items()},
-        {n: r._replace(needs=needs[n]) if n in shared else r for n, r in b.items()},
-    )
-
-
-def _same_fit(phase: Phase, term: Term) -> bool:
-    """Whether a critic's phase has the term already: one critic is fitted once."""
-    return "student" not in phase.trains and term in phase.terms
-
-
-def _merge_phase(a: Phase, b: Phase, repeats: Mapping[str, int]) -> Phase:
-    if a.repeat != b.repeat and a.name not in repeats:
-        raise ValueError(
-            f"compose: phase {a.name!r} repeats {a.repeat} and {b.repeat} times; say "
-            f"which with repeats={{{a.name!r}: n}}"
-        )
-    if a.fresh != b.fresh:
-        raise ValueError(f"compose: phase {a.name!r} takes a fresh batch in one only")
-    merges = {m for m in (a.merge, b.merge) if m is not None}
-    collects = {c for c in (a.collect, b.collect) if c is not None}
-    if len(merges) > 1 or len(collects) > 1:
-        raise ValueError(
-            f"compose: phase {a.name!r} has two merge or collect functions"
-        )
-    terms = a.terms + tuple(t for t in b.terms if not _same_fit(a, t))
-    names = [t.name for t in terms]
-    twice = sorted({n for n in names if names.count(n) > 1})
-    if twice:
-        raise ValueError(
-            f"compose: phase {a.name!r} has terms of one name twice: {twice}; "
-            "randomness is keyed by name, so rename one where it is built"
-        )
-    return Phase(
-        name=a.name,
-        trains=tuple(dict.fromkeys(a.trains + b.trains)),
-        terms=terms,
-        draws=_merge_equal("draw", a.draws, b.draws),
-        collect=next(iter(collects), None),
-        repeat=repeats.get(a.name, a.repeat),
-        fresh=a.fresh,
-        merge=next(iter(merges), None),
-    )
-
-
-def _compose_phases(
-    a: tuple[Phase, ...], b: tuple[Phase, ...], repeats: Mapping[str, int]
-) -> tuple[Phase, ...]:
-    """Joins phases of one name; phases that only ``b`` has (critics) run before."""
-    known = {phase.name: phase for phase in b}
-    own = {phase.name for phase in a}
-    before = tuple(phase for phase in b if phase.name not in own)
-    joined = tuple(
-        _merge_phase(phase, known[phase.name], repeats)
-        if phase.name in known
-        else phase
-        for phase in a
-    )
-    return before + joined
-
-
-def compose(
-    *methods: Method,
-    weights: Mapping[str, Schedule] | None = None,
-    repeats: Mapping[str, int] | None = None,
-    sampling: Sampling | None = None,
-    name: str | None = None,
-    cite: tuple[Citation, ...] = (),
-) -> Method:
-    """Joins methods; the student's gradient is exactly the weighted sum of theirs.
-
-    Phases are matched by name and their ``trains`` united; phases that only a later
-    method has run first; equal roles, draws and terms of critics merge and unequal ones
-    are refused by name. Randomness is keyed by the names of terms and draws, so that
-    joining changes nobody's. Weights multiply the terms of phases that train the
-    student; critics keep theirs.
-
-    Args:
-      *methods: at least one; the first one's sampling is the default.
-      weights: method name -> number or schedule over cycles.
-      repeats: phase name -> repeats, where the methods differ.
-      sampling: how the student is sampled.
-      name: name of the result; default the names joined by "+".
-      cite: citations of the composition itself, put first.
-
-    Returns:
-      The method.
-
-    Raises:
-      ValueError: on unknown weights, unequal roles, draws, repeats or memory.
-    """
-    if not methods:
-        raise ValueError("compose needs at least one method")
-    weights, repeats = dict(weights or {}), dict(repeats or {})
-    names = [method.name for method in methods]
-    for key in weights:
-        if key not in names:
-            raise ValueError(unknown("method in weights", key, names))
-    parts = [
-        method._replace(
-            phases=tuple(
-                _weighted(p, weights.get(method.name, 1.0)) for p in method.phases
-            ),
-            stages=tuple(
-                Stage(
-                    stage.until,
-                    tuple(
-                        _weighted(p, weights.get(method.name, 1.0))
-                        for p in stage.phases
-                    ),
-                )
-                for stage in method.stages
-            ),
-        )
-        for method in methods
-    ]
-    out = parts[0]
-    for part in parts[1:]:
-        untils = sorted({stage.until for m in (out, part) for stage in m.stages})
-        out = Method(
-            name=f"{out.name}+{part.name}",
-            roles=_merge_roles(out.roles, part.roles),
-            phases=_compose_phases(out.phases, part.phases, repeats),
-            batch=out.batch | part.batch,
-            sampling=out.sampling,
-            memory=_join_memory(out.memory, part.memory),
-            stages=tuple(
-                Stage(
-                    until,
-                    _compose_phases(
-                        out.phases_at(until - 1), part.phases_at(until - 1), repeats
-                    ),
-                )
-                for until in untils
-            ),
-            cite=tuple(dict.fromkeys(out.cite + part.cite)),
-        )
-    known = {phase.name for phase in out.phases}
-    for key in repeats:
-        if key not in known:
-            raise ValueError(unknown("phase in repeats", key, known))
-    out = out._replace(
-        name=out.name if name is None else name,
-        sampling=out.sampling if sampling is None else sampling,
-        cite=tuple(dict.fromkeys(tuple(cite) + out.cite)),
-    )
-    return check(out)
-
-
 @dataclasses.dataclass(frozen=True)
-class _JoinedMemory:
-    a: Callable[[int, tuple[int, ...]], Mapping[str, Any]]
-    b: Callable[[int, tuple[int, ...]], Mapping[str, Any]]
+class _Scaled:
+    """A merged gradient times the weight of its method."""
 
-    def __call__(
-        self, batch_size: int, sample_shape: tuple[int, ...]
-    ) -> dict[str, Any]:
-        first, second = (
-            self.a(batch_size, sample_shape),
-            self.b(batch_size, sample_shape),
-        )
-        shared = set(first) & set(second)
-        if shared:
-            raise ValueError(f"compose: memory {sorted(shared)} exists in both methods")
-        return {**first, **second}
+    merge: Callable[..., Any]
+    weight: Schedule
 
-
-def _join_memory(a, b):
-    if a is None or b is None or a == b:
-        return a if b is None else b if a is None else a
-    return _JoinedMemory(a, b)
+    def __call__(self, gradients: Mapping[str, Any], step: jax.Array) -> Any:
+        weight = value_at(self.weight, step)
+        merged = self.merge(gradients, step)
+        return jax.tree.map(lambda g: jnp.asarray(weight, g.dtype) * g, merged)

@@ -27,6 +27,14 @@ def fold_name(key: Array, name: str) -> Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
+def own_name(name: str) -> str:
+    """A name without the method before its last "/".
+
+    ``compose`` calls things of one name ``"method/name"``; they keep their keys.
+    """
+    return name.rpartition("/")[2]
+
+
 def _identity(x: Array) -> Array:
     return x
 
@@ -67,7 +75,7 @@ class Context:
         term through them shares: both passes of a jvp, and those at two points of one
         trajectory.
         """
-        root = fold_name(self.root, owner)
+        root = fold_name(self.root, own_name(owner))
         nets = {
             role: net
             if net.key is None
@@ -81,6 +89,29 @@ class Context:
             owner=owner,
             used=set(),
             data=self.data if data is None else data,
+        )
+
+    def under(
+        self,
+        roles: Sequence[tuple[str, str]],
+        data: Sequence[tuple[str, str]],
+        memory: Sequence[tuple[str, str]],
+    ) -> Context:
+        """The same context with further names for what it holds.
+
+        Args:
+          roles: pairs of a further name and the name that is there.
+          data: the same of fields; one that is not there yet is left out.
+          memory: the same of memory entries.
+        """
+        fields = {old: self.data[new] for old, new in data if new in self.data}
+        return dataclasses.replace(
+            self,
+            nets=Nets(
+                {**dict(self.nets.items()), **{o: self.nets[n] for o, n in roles}}
+            ),
+            data={**self.data, **fields},
+            memory={**self.memory, **{o: self.memory[n] for o, n in memory}},
         )
 
     @property

@@ -111,6 +111,8 @@ class Role(NamedTuple):
         names the roles that it takes; the role then owns no parameters and gradients
         flow to those.
       needs: capabilities its network must have.
+      arguments: of the function that makes its network on an image backbone, where a
+        config leaves that network out.
     """
 
     network: str = "backbone"
@@ -118,6 +120,7 @@ class Role(NamedTuple):
     follow: Follow | None = None
     derive: Callable[[Mapping[str, Any], Array], Any] | None = None
     needs: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = {}
 
 
 class Stage(NamedTuple):

@@ -24,7 +24,7 @@ from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.pipeline import take
 from distilljax.data.sources import Sample, Source
-from distilljax.runtime import storage
+from distilljax.runtime import storage, words
 from distilljax.runtime.errors import unknown
 from distilljax.runtime.extras import needed
 from distilljax.runtime.labels import names_of
@@ -132,6 +132,7 @@ def _decoded(column: np.ndarray) -> np.ndarray:
     return column.astype(np.int32 if column.dtype.kind == "i" else np.float32)
 
 
+@words.source
 def records(
     path: str | os.PathLike,
     *,
@@ -378,6 +379,7 @@ def pack(
     return out
 
 
+@words.source
 def pairs(
     path: str | os.PathLike,
     *,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from distilljax.data.sources import ArraySource, arrays, digits
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
 # Every fourth digit is held out.
@@ -33,6 +34,7 @@ def repeated(x: np.ndarray, factor: int) -> np.ndarray:
     return x.repeat(factor, 1).repeat(factor, 2)
 
 
+@words.source
 def degraded_digits(
     part: str = "train", *, factor: int = 2, noise: float = 0.0, seed: int = 0
 ) -> ArraySource:

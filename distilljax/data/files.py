@@ -11,7 +11,7 @@ from etils import epath
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import mirrored
 from distilljax.data.sources import Source, arrays
-from distilljax.runtime import storage
+from distilljax.runtime import storage, words
 
 # Fields that methods read beside x0.
 _FIELDS = ("cond", "eps", "y", "weight")
@@ -107,6 +107,7 @@ def _load_folder(path: epath.Path) -> dict[str, np.ndarray]:
     return found
 
 
+@words.source
 def npz(
     path: str | os.PathLike,
     *,

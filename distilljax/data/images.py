@@ -16,6 +16,7 @@ from etils import epath
 
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.sources import Sample, Source
+from distilljax.runtime import words
 from distilljax.runtime.extras import needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -260,6 +261,7 @@ def check_image_shape(sample_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
+@words.source
 def image_folder(
     path: str | os.PathLike,
     *,

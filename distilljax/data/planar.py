@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distilljax.data.sources import ArraySource, arrays
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
 
@@ -96,6 +97,7 @@ def planar_mixture(
     return Mixture(means, std, weights)
 
 
+@words.source
 def mixture(
     layout: str = "ring",
     *,
@@ -169,6 +171,7 @@ CURVES: dict[str, tuple[Callable[..., np.ndarray], int]] = {
 }
 
 
+@words.source
 def curves(
     curve: str = "spiral",
     *,

@@ -11,10 +11,12 @@ import numpy as np
 from distilljax.data.augmented import Augmentation, augmented
 from distilljax.data.images import ReadSource, check_image_shape, fitted, mirrored
 from distilljax.data.sources import Sample, Source
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 from distilljax.runtime.extras import needed
 
 
+@words.source
 def tfds(
     dataset: str,
     *,

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 import numpy as np
 
+from distilljax.runtime import words
 from distilljax.runtime.extras import needed
 from distilljax.runtime.labels import names_of
 
@@ -325,6 +326,7 @@ def arrays(
     return source
 
 
+@words.source
 def digits() -> ArraySource:
     """The 1797 handwritten digits that ship inside scikit-learn.
 
@@ -344,6 +346,7 @@ def digits() -> ArraySource:
     return arrays(x0, labels, num_classes=10, name="digits")
 
 
+@words.source
 def coloured_digits(copies: int = 8, *, seed: int = 0) -> ArraySource:
     """`digits`, each tinted with random colours on black.
 

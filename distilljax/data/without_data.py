@@ -8,8 +8,10 @@ import numpy as np
 
 from distilljax.data.files import load_npz
 from distilljax.data.sources import ArraySource, condition
+from distilljax.runtime import words
 
 
+@words.source
 def labels(num_classes: int, sample_shape: tuple[int, ...]) -> ArraySource:
     """Class labels alone, every class once an epoch.
 
@@ -26,6 +28,7 @@ def labels(num_classes: int, sample_shape: tuple[int, ...]) -> ArraySource:
     return ArraySource(columns, classes, "labels", tuple(sample_shape))
 
 
+@words.source
 def conditions(
     path: str | os.PathLike,
     *,

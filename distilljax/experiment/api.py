@@ -221,6 +221,7 @@ def fit_card(
         networks=found.networks,
         source=found.source,
         teacher=teacher,
+        params=found.params,
         config=found.train,
         folder=folder,
         card={"card": found.config},
@@ -346,12 +347,22 @@ def load(
 
 def _expanded(card: Any, path: epath.Path) -> cards.Experiment:
     """The objects of a run's card, without its data where the card says its shape."""
-    from distilljax.experiment import cards
+    from distilljax.experiment import cards, given
 
     cards.check_sections(card, f"the card in {path}")
     # Parameters are in the folder: the data need not be where it was.
     known = card["source"].get("num_classes") is not None
-    return cards.expand(card, source=cards.outline(card) if known else None)
+    source = cards.outline(card) if known else None
+    found = cards.expand(card, source=source, outside=False)
+    role = found.method.sampling.role
+    sections = card["networks"]
+    own = sections.get(role) or sections.get(found.method.roles[role].network) or {}
+    if given.is_given(own):
+        raise ValueError(
+            f"{path}: the network of role {role!r} is named by {own}, and a stored "
+            "config is not trusted to run code; pass method=, networks= and source="
+        )
+    return found
 
 
 @promotion.usual()

@@ -32,44 +32,12 @@ from ml_collections import ConfigDict
 from distilljax import methods, networks
 from distilljax.core.binding import Network
 from distilljax.core.method import Method
-from distilljax.data import (
-    array_records,
-    degraded,
-    files,
-    images,
-    planar,
-    prepared,
-    sources,
-    without_data,
-)
-from distilljax.experiment import players, specs
-from distilljax.runtime import promotion
+from distilljax.experiment import given, players, specs
+from distilljax.runtime import promotion, words
 from distilljax.runtime.errors import check_finite, unknown
 from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.placement import AXES
 
-SOURCES = {
-    "coloured_digits": sources.coloured_digits,
-    "conditions": without_data.conditions,
-    "curves": planar.curves,
-    "digits": sources.digits,
-    "degraded_digits": degraded.degraded_digits,
-    "image_folder": images.image_folder,
-    "labels": without_data.labels,
-    "mixture": planar.mixture,
-    "npz": files.npz,
-    "pairs": array_records.pairs,
-    "records": array_records.records,
-    "tfds": prepared.tfds,
-}
-BUILDERS = {
-    "mlp": networks.mlp,
-    "dit": networks.dit,
-    "unet": networks.unet,
-    "head": networks.head,
-    "log_weight": networks.log_weight,
-    "policy": networks.policy,
-}
 FACTORIES = {name: entry.factory for name, entry in methods.CATALOGUE.items()}
 _OWN = ("method", "source", "networks", "teacher", "lora")
 
@@ -139,6 +107,8 @@ class Experiment(NamedTuple):
       source: the data source.
       train: how it is trained.
       teacher: run folder of the teacher, or None.
+      params: parameters of roles whose networks the card names and does not build, see
+        `given`.
     """
 
     config: dict[str, Any]
@@ -147,6 +117,7 @@ class Experiment(NamedTuple):
     source: Any
     train: TrainConfig
     teacher: str | None
+    params: Mapping[str, Any] = {}
 
 
 @promotion.usual()
@@ -196,11 +167,11 @@ def card(
         ]
     config = ConfigDict(
         {
-            "method": _filled({"name": method, **(options or {})}, FACTORIES),
-            "source": _filled(source, SOURCES),
+            "method": _method(method, options or {}),
+            "source": _filled(source, words.SOURCES),
             "networks": {
-                key: _filled(net, BUILDERS)
-                for key, net in players.beside(method, built.roles, networks).items()
+                key: _filled(net, words.NETWORKS)
+                for key, net in players.beside(built.roles, networks).items()
             },
             "teacher": teacher or "",
             **({} if lora is None else {"lora": _complete(lora, Adapters)}),
@@ -211,6 +182,16 @@ def card(
     )
     config.lock()
     return config
+
+
+def _method(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section of a method; a composition has one for each of its methods."""
+    if "+" not in name:
+        return _filled({"name": name, **options}, FACTORIES)
+    parts = name.split("+")
+    own = {part: _complete(options.get(part, {}), FACTORIES[part]) for part in parts}
+    weights = {part: 1.0 for part in parts} | dict(options.get("weights", {}))
+    return {"name": name, **options, "weights": weights, **own}
 
 
 def _filled(spec: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,12 +261,19 @@ def check_sections(plain: Any, what: str = "a card") -> None:
 
 
 @promotion.usual()
-def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Experiment:
+def expand(
+    config: Mapping[str, Any] | ConfigDict,
+    *,
+    source: Any = None,
+    outside: bool = True,
+) -> Experiment:
     """The objects of a card.
 
     Args:
       config: a card, or its plain dicts.
       source: in place of the one that the card names.
+      outside: whether networks are made that the card does not build, see `given`. A
+        stored card may come from anyone, and an import path in it runs code.
 
     Returns:
       The experiment.
@@ -301,15 +289,23 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
     if adapters is not None:
         method = adapters.method(method)
     if source is None:
-        source = _make("source", plain["source"], SOURCES)
+        source = _make("source", plain["source"], words.SOURCES)
     built: dict[str, Network] = {}
+    params: dict[str, Any] = {}
     told = source
     if plain.get("ignore_cond"):
         told = Outline(tuple(source.sample_shape), None)
-    wanted = players.sections(method.name, method.roles, plain["networks"])
+    wanted = players.sections(method.roles, plain["networks"])
     for key in sorted(wanted, key=lambda k: k != "backbone"):
         spec = dict(wanted[key])
-        built[key] = _make("network", {**_taken(told, built, spec), **spec}, BUILDERS)
+        if given.is_given(spec):
+            if outside:
+                built[key], found = given.make(key, spec)
+                params |= {role: found for role in _roles_of(method, key, wanted)}
+            continue
+        built[key] = _make(
+            "network", {**_taken(told, built, spec), **spec}, words.NETWORKS
+        )
     if adapters is not None:
         built["lora"] = adapters.network(built)
     rest = {k: v for k, v in plain.items() if k not in _OWN}
@@ -332,7 +328,17 @@ def expand(config: Mapping[str, Any] | ConfigDict, *, source: Any = None) -> Exp
         source=source,
         train=TrainConfig.of(rest, roles=method.roles),
         teacher=plain.get("teacher") or None,
+        params=params,
     )
+
+
+def _roles_of(method: Method, key: str, sections: Mapping[str, Any]) -> list[str]:
+    """Roles with given parameters that the network of a section is for."""
+    return [
+        name
+        for name, role in method.roles.items()
+        if role.init == "given" and key == (name if name in sections else role.network)
+    ]
 
 
 @functools.cache
@@ -371,7 +377,7 @@ def outline(config: Mapping[str, Any] | ConfigDict) -> Outline:
             section.get("cond_features"),
             None if changes is None else changes.features,
         )
-    source = _make("source", section, SOURCES)
+    source = _make("source", section, words.SOURCES)
     features = getattr(source, "cond_features", None)
     return Outline(tuple(source.sample_shape), source.num_classes, features)
 

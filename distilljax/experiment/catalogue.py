@@ -1,8 +1,8 @@
 """The catalogue as text: for the command line, the README and the docs.
 
 ``python -m distilljax.experiment.catalogue`` writes the generated pages of a checkout:
-the README's table, ``docs/methods.md`` and the types of ``distilljax.methods``. A test
-holds them equal to what is generated.
+the README's table, ``docs/methods.md``, ``docs/compositions.md`` and the types of
+``distilljax.methods``. A test holds them equal to what is generated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from distilljax.experiment import compositions
 from distilljax.methods import CATALOGUE, build
 from distilljax.methods.registry import FAMILIES
 from distilljax.runtime.errors import unknown
@@ -211,6 +212,7 @@ def pages(root: pathlib.Path) -> dict[pathlib.Path, Callable[[], str]]:
     return {
         root / "README.md": lambda: readme((root / "README.md").read_text()),
         root / "docs" / "methods.md": lambda: page(configs),
+        root / "docs" / "compositions.md": compositions.page,
         root / "distilljax" / "methods" / "__init__.pyi": types,
     }
 

@@ -14,20 +14,19 @@ from distilljax.core.method import Role
 
 Section = Mapping[str, Any]
 
-# The discriminators of the releases; LADD's heads have a logit per position.
-HEADS = {"dmd2": "bottleneck", "f_distill": "bottleneck", "ladd": "patches"}
 # Arguments of a network that give it what a role needs. The frequencies of a guidance
 # scale are LCM's.
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "second_time": {"second_time": True},
     "guidance": {"guidance": (0.1, 1000.0, 128)},
 }
+# Networks that are made around a backbone, and by which function.
+_MADE = {"discriminator": "head", "log_weight": "log_weight", "policy": "policy"}
 # Networks whose taps keep the places of what they see.
 _IMAGE_NETWORKS = ("dit", "unet")
 
 
 def sections(
-    method: str,
     roles: Mapping[str, Role],
     given: Mapping[str, Section],
     *,
@@ -36,19 +35,17 @@ def sections(
     """The sections of a card's networks, those that it leaves out filled in.
 
     Args:
-      method: id of the method.
-      roles: its roles.
+      roles: of the method.
       given: sections by key; one that is there stays as it is.
       head: see `beside`.
 
     Returns:
       Sections by key, those of `beside` and `copies`.
     """
-    return copies(roles, beside(method, roles, given, head=head))
+    return copies(roles, beside(roles, given, head=head))
 
 
 def beside(
-    method: str,
     roles: Mapping[str, Role],
     given: Mapping[str, Section],
     *,
@@ -57,32 +54,32 @@ def beside(
     """Sections with the networks of other kinds that a method plays with.
 
     Args:
-      method: id of the method.
-      roles: its roles.
+      roles: of the method.
       given: sections by key.
-      head: kind of the discriminator, see `networks.head`; default that of the release
-        on an image network, the small pooled one on an mlp. One that is told times is
-        pooled.
+      head: kind of the discriminators, see `networks.head`; default the release's on an
+        image network (`Role.arguments`), the small pooled one on an mlp.
 
     Returns:
-      Sections by key. Networks that no rule makes (a reward) are still left out, and
+      Sections by key; roles that want unlike networks of one key have them under their
+      own names. Networks that no rule makes (a reward) are still left out, and
       everything is if there is no backbone.
     """
     out = dict(given)
     if "backbone" not in out:
         return out
-    wanted = {role.network: role for name, role in roles.items() if name not in out}
-    if "discriminator" in wanted and "discriminator" not in out:
-        told = "second_time" in wanted["discriminator"].needs
+    for name, role in roles.items():
+        key = role.network
+        if key not in _MADE or name in given or key in given:
+            continue
+        section: dict[str, Any] = {"name": _MADE[key]}
         if head is None and out["backbone"].get("name") in _IMAGE_NETWORKS:
-            head = HEADS.get(method)
-        # A head that is told where a sample was made from is told times at all.
-        kind = {} if head is None or told else {"kind": head}
-        says = _ARGUMENTS["second_time"] if told else {}
-        out["discriminator"] = {"name": "head", **kind, **says}
-    for key in ("log_weight", "policy"):
-        if key in wanted:
-            out.setdefault(key, {"name": key})
+            section |= role.arguments
+        elif head is not None and role.arguments:
+            section |= {"kind": head}
+        if key == "discriminator" and "second_time" in role.needs:
+            section |= _ARGUMENTS["second_time"]
+        if out.setdefault(key, section) != section:
+            out[name] = section
     return out
 
 

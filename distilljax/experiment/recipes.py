@@ -57,7 +57,7 @@ def _players(
     if second_time:
         student = roles["student"]
         roles["student"] = student._replace(needs=student.needs | {"second_time"})
-    return players.sections(method, roles, {"backbone": dict(network)}, head=head)
+    return players.sections(roles, {"backbone": dict(network)}, head=head)
 
 
 _CIFAR = {"sample_shape": (32, 32, 3), "num_classes": 10}

@@ -23,14 +23,27 @@ from distilljax.experiment.looking import Look, look
 from distilljax.runtime import storage
 from distilljax.runtime.errors import unknown
 
-# What has no student of noise and labels, and what to do.
-_OTHERWISE = {
-    "flow_matching": "it is what the teacher is trained by; leave --method out",
-    "denoising": "it trains teachers; write it into teacher.py",
-    "tsd_sr": "it restores degraded pictures; see configs/digits/tsd_sr.py",
-    "gdmd": "it needs a reward of your own; see docs/adding_a_method.md",
-}
 _LAW = "Mixture(((0.7, LogitNormal(0.0, 1.0)), (0.3, Uniform())))"
+
+
+def otherwise(method: str) -> str:
+    """Why pictures and a teacher are not enough for a method, and what to do."""
+    entry = methods.CATALOGUE[method]
+    if entry.makes == "teacher":
+        return (
+            "it makes teachers, and teacher.py is written anyway; leave --method out, "
+            "or name the method that distils it"
+        )
+    if reason := entry.asks_for_more():
+        return f"{reason} here; see configs/digits/{method}.py"
+    roles = entry.factory().roles.items()
+    own = [n for n, role in roles if role.init == "given" and n != "teacher"]
+    if own:
+        return (
+            f"it needs a {own[0]} of your own, which a config names; see "
+            "docs/your_own_network.md"
+        )
+    return ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,8 +237,8 @@ def begin(
     """
     if method not in methods.CATALOGUE:
         raise ValueError(unknown("method", method, methods.CATALOGUE))
-    if method in _OTHERWISE:
-        raise ValueError(f"--method={method}: {_OTHERWISE[method]}")
+    if reason := otherwise(method):
+        raise ValueError(f"--method={method}: {reason}")
     out = epath.Path(out)
     files = [out / "teacher.py", out / f"{method}.py"]
     there = [str(file) for file in files if file.exists()]

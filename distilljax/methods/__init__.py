@@ -18,11 +18,16 @@ CATALOGUE: dict[str, Entry] = registry.discover(__name__, __path__)
 
 
 def build(name: str, **options: Any) -> Method:
-    """Builds a registered method.
+    """Builds a registered method, or a composition of several.
+
+    ``build("dmd2+mean_flow", weights={"mean_flow": 0.5}, dmd2={"steps": (1,)})`` is
+    ``compose(dmd2(steps=(1,)), mean_flow(), weights=...)``.
 
     Args:
-      name: registry id.
-      **options: arguments of its factory.
+      name: registry id, or several joined by "+".
+      **options: arguments of the factory; of a composition the mappings ``weights``,
+        ``repeats``, ``draws`` and ``rename`` of `compose`, and arguments of a factory
+        under the name of its method.
 
     Returns:
       The method.

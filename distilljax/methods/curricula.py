@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from distilljax.diffusion.times import Schedule, value_at
+from distilljax.diffusion.times import Cycles, Schedule, value_at
 from distilljax.runtime import words
 
 Array = jax.Array
@@ -31,7 +31,7 @@ class RootSegments:
       end: ``s1``.
     """
 
-    cycles: int = 800_000
+    cycles: Cycles = 800_000
     start: int = 2
     end: int = 150
 
@@ -63,7 +63,7 @@ class DoublingSegments:
       end: ``s1``.
     """
 
-    cycles: int = 400_000
+    cycles: Cycles = 400_000
     start: int = 10
     end: int = 1280
 
@@ -116,7 +116,7 @@ class Shrink:
       q: factor from one stage to the next, at least 1.
     """
 
-    cycles: int
+    cycles: Cycles
     stages: int = 8
     q: float = 2.0
 

@@ -100,6 +100,46 @@ class Fit:
         return EPS if net.kind is SCORE else net.kind
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoreFit:
+    """Loss that fits a score network to the student's samples, see `Fit`.
+
+    The samples are detached. The network is told where they were made from if the data
+    say that, see `parts.student_draws`. Two with equal attributes are equal, so that
+    methods that are composed share the network that they fit alike.
+
+    Attributes:
+      role: network that is fitted.
+      sample: data field with the student's samples.
+      law: times, over the full range.
+      path: path; default the role's network's.
+      fit: prediction, path and weight of the error.
+    """
+
+    role: str
+    sample: str
+    law: Law
+    path: Path | None
+    fit: Fit = Fit()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
+
+    def __call__(self, ctx: Context) -> Array:
+        fit = self.fit
+        p = path_of(ctx, fit.path or self.path, self.role)
+        kind = fit.kind(ctx.nets[self.role], p)
+        x = sg(ctx.data[self.sample])
+        x_t, t, eps = noised(ctx, x, self.law, p)
+        told = ctx.data.get(f"{self.sample}_start")
+        found = told_field(ctx, self.role, kind, p, told, fit.guidance)(x_t, t)
+        target = recompose(p, kind, x, eps, expand(t, x))
+        weights = None if fit.weight is None else fit.weight(p, t)
+        return losses.regress(losses.toward(found, target, weights))
+
+
 def fit_score(
     role: str,
     sample: str,
@@ -109,29 +149,14 @@ def fit_score(
     *,
     fit: Fit = Fit(),
 ) -> Term:
-    """Term that fits a score network to the student's samples, see `Fit`.
-
-    The samples are detached. The network is told where they were made from if the data
-    say that, see `parts.student_draws`.
+    """The term of a `ScoreFit`.
 
     Args:
-      role: network that is fitted.
-      sample: data field with the student's samples.
-      law: times, over the full range.
-      path: path; default the role's network's.
+      role: see `ScoreFit`.
+      sample: see `ScoreFit`.
+      law: see `ScoreFit`.
+      path: see `ScoreFit`.
       weight: weight of the term.
-      fit: prediction, path and weight of the error.
+      fit: see `ScoreFit`.
     """
-
-    def loss(ctx: Context) -> Array:
-        p = path_of(ctx, fit.path or path, role)
-        kind = fit.kind(ctx.nets[role], p)
-        x = sg(ctx.data[sample])
-        x_t, t, eps = noised(ctx, x, law, p)
-        told = ctx.data.get(f"{sample}_start")
-        found = told_field(ctx, role, kind, p, told, fit.guidance)(x_t, t)
-        target = recompose(p, kind, x, eps, expand(t, x))
-        weights = None if fit.weight is None else fit.weight(p, t)
-        return losses.regress(losses.toward(found, target, weights))
-
-    return Term("fit", loss, weight)
+    return Term("fit", ScoreFit(role, sample, law, path, fit), weight)

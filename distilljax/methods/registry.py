@@ -11,24 +11,26 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from distilljax.core.composition import compose
 from distilljax.core.method import Citation, Method
 from distilljax.runtime.errors import check_finite, unknown
 
-# In the order in which tables show them.
-FAMILIES = (
-    "regression",
-    "consistency",
-    "flow map",
-    "trajectory",
-    "distribution matching",
-    "adversarial",
-    "composed",
-    "restoration",
-    "reward",
-)
+# In the order of tables, and whether their students follow the teacher's flow, so that
+# the noise says where a sample should end.
+FAMILIES = {
+    "regression": False,
+    "consistency": True,
+    "flow map": True,
+    "trajectory": True,
+    "distribution matching": False,
+    "adversarial": False,
+    "composed": False,
+    "restoration": False,
+    "reward": False,
+}
 Factory = TypeVar("Factory", bound=Callable[..., Method])
 
 
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
       family: one of `FAMILIES`.
       summary: what it does, in one line.
       teacher: whether it distils a teacher.
+      makes: ``student``, a generator of few steps, ``teacher`` or ``restorer``.
       differs: where the code departs from the paper or its release by choice; markdown.
     """
 
@@ -50,6 +53,23 @@ class Entry(NamedTuple):
     summary: str
     teacher: bool = True
     differs: str = ""
+    makes: str = "student"
+
+    @property
+    def follows_flow(self) -> bool:
+        """Whether its students follow the teacher's flow from the same noise."""
+        return FAMILIES[self.family]
+
+    def asks_for_more(self) -> str:
+        """Why a teacher and noise are not enough for it; empty if they are.
+
+        A reward or another network of the user's own is not counted.
+        """
+        return {
+            "student": "",
+            "teacher": "it makes teachers",
+            "restorer": "it restores images, and there is nothing to restore",
+        }[self.makes]
 
 
 _FOUND: dict[str, Entry] = {}
@@ -62,6 +82,7 @@ def register(
     summary: str,
     teacher: bool = True,
     differs: str = "",
+    makes: str = "student",
 ) -> Callable[[Factory], Factory]:
     """Enters the factory below it into the catalogue, under its own name.
 
@@ -71,6 +92,7 @@ def register(
       summary: see `Entry`.
       teacher: see `Entry`.
       differs: see `Entry`.
+      makes: see `Entry`.
 
     Raises:
       ValueError: for an unknown family, a citation of another method, or a second
@@ -89,7 +111,7 @@ def register(
                 f"two methods are called {name!r}: in {before.factory.__module__} and "
                 f"{factory.__module__}; give one of them another name"
             )
-        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs)
+        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs, makes)
         return factory
 
     return enter
@@ -111,13 +133,15 @@ def discover(package: str, folders: Iterable[str]) -> dict[str, Entry]:
     def place(name: str) -> tuple[Any, ...]:
         entry = _FOUND[name]
         cite = entry.cite
-        return FAMILIES.index(entry.family), cite.year, cite.venue, name
+        return list(FAMILIES).index(entry.family), cite.year, cite.venue, name
 
     return {name: _FOUND[name] for name in sorted(_FOUND, key=place)}
 
 
 def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
-    """Builds a registered method, see `distilljax.methods.build`."""
+    """Builds a registered method or a composition, see `distilljax.methods.build`."""
+    if "+" in name:
+        return _composed(entries, name.split("+"), options)
     if name not in entries:
         raise ValueError(unknown("method", name, entries))
     factory = entries[name].factory
@@ -132,3 +156,29 @@ def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
         raise ValueError(
             f"options of method {name!r} do not fit ({error}): {options}"
         ) from error
+
+
+# Arguments of `compose` that a composition by name takes.
+COMPOSE = ("weights", "repeats", "draws", "rename")
+
+
+def _composed(
+    entries: dict[str, Entry], names: list[str], options: Mapping[str, Any]
+) -> Method:
+    """The composition of several methods, each with the options under its name."""
+    known = (*names, *COMPOSE)
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(
+                unknown(f"option of composition {'+'.join(names)!r}", option, known)
+                + " Options of a method stand under its name."
+            )
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(
+                f"option {option!r} of composition {'+'.join(names)!r} must be a "
+                f"mapping, got {value!r}"
+            )
+        if option in COMPOSE:
+            check_finite(f"option {option!r} of a composition", value)
+    parts = [build(entries, name, **(options.get(name) or {})) for name in names]
+    return compose(*parts, **{k: options[k] for k in COMPOSE if k in options})

@@ -33,6 +33,7 @@ from distilljax.networks.embeddings import (
 )
 from distilljax.networks.layout import rows_first
 from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
 Array = jax.Array
@@ -310,6 +311,7 @@ class DiT(nnx.Module):
         return (out, tuple(features)) if taps else out
 
 
+@words.network
 def dit(
     sample_shape: tuple[int, int, int],
     *,

@@ -25,6 +25,7 @@ from distilljax.networks.embeddings import (
 )
 from distilljax.networks.norms import layer_norm
 from distilljax.networks.patch_heads import PatchHeads
+from distilljax.runtime import words
 from distilljax.runtime.errors import unknown
 
 Array = jax.Array
@@ -102,6 +103,7 @@ def _pooled(leaf: Array) -> Array:
     return leaf.mean(tuple(range(1, leaf.ndim - 1))) if leaf.ndim > 2 else leaf
 
 
+@words.network
 def head(
     features_shape: Any,
     *,
@@ -262,6 +264,7 @@ def taps_shape(
     return jax.eval_shape(run, jax.random.key(0))
 
 
+@words.network
 def policy(
     backbone: Network,
     sample_shape: tuple[int, ...],
@@ -364,6 +367,7 @@ class LogWeight(nnx.Module):
         return self.linear(sinusoids(t, self.frequencies))[..., 0]
 
 
+@words.network
 def log_weight(
     *,
     path: Path | None = None,

@@ -27,6 +27,7 @@ from distilljax.networks.embeddings import (
     log_clock,
 )
 from distilljax.networks.norms import layer_norm
+from distilljax.runtime import words
 
 Array = jax.Array
 
@@ -146,6 +147,7 @@ class MLP(nnx.Module):
         return (out, tuple(features)) if taps else out
 
 
+@words.network
 def mlp(
     sample_shape: tuple[int, ...],
     *,

@@ -24,6 +24,7 @@ from distilljax.networks.embeddings import (
     log_clock,
 )
 from distilljax.networks.norms import group_norm, pixel_norm, rms_norm
+from distilljax.runtime import words
 
 Array = jax.Array
 ZEROS = nnx.initializers.zeros
@@ -260,6 +261,7 @@ class UNet(nnx.Module):
         return (out, tuple(features)) if taps else out
 
 
+@words.network
 def unet(
     sample_shape: tuple[int, int, int],
     *,

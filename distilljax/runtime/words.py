@@ -10,6 +10,14 @@ What a config can name says so where it is defined:
 
     @words.partial                  both: "clip" is the function, "clip(0.1)" fixes
     def clip(c, most): ...          its arguments after the first
+
+and what a section of a config can name by ``name``, with its arguments beside it:
+
+    @words.source                   {"name": "image_folder", "path": ...}
+    def image_folder(path, ...): ...
+
+    @words.network                  {"name": "dit", "size": "B"}
+    def dit(...): ...
 """
 
 from __future__ import annotations
@@ -21,10 +29,14 @@ from typing import Any, TypeVar
 T = TypeVar("T", bound=Callable[..., Any])
 CALLS: dict[str, Callable[..., Any]] = {}
 VALUES: dict[str, Any] = {}
+SOURCES: dict[str, Callable[..., Any]] = {}
+NETWORKS: dict[str, Callable[..., Any]] = {}
 
 
-def _enter(table: dict[str, Any], name: str, owner: Any, value: Any) -> None:
-    known = {**CALLS, **VALUES}.get(name)
+def _enter(
+    table: dict[str, Any], name: str, owner: Any, value: Any, *others: dict[str, Any]
+) -> None:
+    known = next((t[name] for t in (table, *others) if name in t), None)
     where = getattr(known, "__module__", None)
     if known is not None and where != owner.__module__:
         raise ValueError(
@@ -36,13 +48,13 @@ def _enter(table: dict[str, Any], name: str, owner: Any, value: Any) -> None:
 
 def call(made: T) -> T:
     """A class or function whose call a config may write."""
-    _enter(CALLS, made.__name__, made, made)
+    _enter(CALLS, made.__name__, made, made, VALUES)
     return made
 
 
 def value(function: T) -> T:
     """A function that a config may name."""
-    _enter(VALUES, function.__name__, function, function)
+    _enter(VALUES, function.__name__, function, function, CALLS)
     return function
 
 
@@ -54,5 +66,17 @@ def partial(function: T) -> T:
         return functools.partial(function, *args, **kwargs)
 
     value(function)
-    _enter(CALLS, function.__name__, function, fixed)
+    _enter(CALLS, function.__name__, function, fixed, VALUES)
+    return function
+
+
+def source(function: T) -> T:
+    """A function that makes a data source, which a config may name."""
+    _enter(SOURCES, function.__name__, function, function)
+    return function
+
+
+def network(function: T) -> T:
+    """A function that makes a network, which a config may name."""
+    _enter(NETWORKS, function.__name__, function, function)
     return function

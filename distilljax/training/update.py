@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from distilljax.core.binding import Bound, Nets
-from distilljax.core.context import Context, fold_name
+from distilljax.core.context import Context, fold_name, own_name
 from distilljax.core.method import Out, Phase
 from distilljax.diffusion.times import value_at
 from distilljax.training import copies
@@ -70,7 +70,8 @@ class Update:
         self.setup, self.phase, self.frozen = setup, phase, frozen
         self.writers = writers
         self.step, self.resting = state.step, state.params
-        self.key = fold_name(jax.random.fold_in(state.key, state.step), phase.name)
+        at = jax.random.fold_in(state.key, state.step)
+        self.key = fold_name(at, own_name(phase.name))
         self.batch_size = setup.config.batch_size
         self.micro = setup.accumulate(phase)
         self.label = f"phase {phase.name!r}"

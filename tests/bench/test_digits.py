@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 
 from distilljax.bench import make_suite
-from distilljax.bench.digits import stretched
 from distilljax.bench.training import cycles_for, train
-from distilljax.diffusion.times import Ramp
 from distilljax.methods import CATALOGUE
 
 
@@ -27,16 +25,6 @@ def test_a_card_runs_under_a_budget(suite, name):
     few = cycles_for(suite, name, entry, 300_000, 1)
     many = cycles_for(suite, name, entry, 600_000, 1)
     assert many == pytest.approx(2 * few, abs=2)
-
-
-def test_what_counts_cycles_is_stretched():
-    options = {"warmup": 100, "law": "x", "p": 3, "more": {"ramp": Ramp(40, 0.1, 0.9)}}
-    assert stretched(options, 0.5) == {
-        "warmup": 50,
-        "law": "x",
-        "p": 3,
-        "more": {"ramp": Ramp(20, 0.1, 0.9)},
-    }
 
 
 def test_a_student_is_trained_and_judged(suite):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from distilljax.bench.entries import mixture_entries
-from distilljax.bench.suites import STEPS
+from distilljax.bench.suites import COMPOSED, STEPS, composed_entry
 from distilljax.bench.training import Sampler, cycles_for, setup_of, train
+from distilljax.core.composition import compose
 from distilljax.methods import CATALOGUE
 from distilljax.training.cost import run_evaluations
 from tests.bench.small import suite
@@ -32,6 +33,27 @@ def test_every_method_has_an_entry_or_a_reason(made):
         made.chosen("tsd_sr")
     with pytest.raises(ValueError, match="unknown method 'smc'.*'scm'"):
         made.chosen("smc")
+
+
+def test_a_composition_runs_as_its_methods_run_alone(made):
+    assert made.chosen("compositions") == list(COMPOSED)
+    assert made.chosen("sid+dmd,scm") == ["scm", "sid+dmd"]
+    with pytest.raises(ValueError, match="unknown method 'smc'"):
+        made.chosen("sid+smc")
+    entry = composed_entry({n: made.entries[n] for n in ("sid", "dmd")}, {"dmd": 0.5})
+    assert entry.each
+    assert entry.nfes == (1,)
+    method = entry.method("sid+dmd", 100, 1)
+    own = {n: made.entries[n].method(n, 100, 1) for n in ("sid", "dmd")}
+    wanted = compose(own["sid"], own["dmd"], weights={"dmd": 0.5})
+    assert method.roles == wanted.roles
+    found = [[(t.name, t.weight) for t in m.phases[-1].terms] for m in (method, wanted)]
+    assert found[0] == found[1]
+    settings = entry.settings(100)
+    for role in ("fake_score", "dmd_fake_score"):
+        name = role.partition("_fake")[0] if role.startswith("dmd") else "sid"
+        assert settings[role] == made.entries[name].settings(100)["fake_score"]
+    assert set(COMPOSED) == {n for n in COMPOSED if made.entry(n).nfes}
 
 
 @pytest.mark.parametrize("name", cases.with_marks(sorted(mixture_entries())))

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from distilljax import method as m
+from distilljax.core.binding import Nets
 from distilljax.core.composition import compose
+from distilljax.core.context import Context
 from distilljax.diffusion.times import Product, Ramp, value_at
 from distilljax.methods import rcm
 from tests.records import loss, small
@@ -21,7 +24,9 @@ class Same:
 
 
 def with_draw(method, draw):
-    phase = method.phases[0]._replace(draws={"x": draw})
+    """The method with a draw that its term returns."""
+    term = method.phases[0].terms[0]._replace(loss=lambda ctx: ctx.data["x"])
+    phase = method.phases[0]._replace(draws={"x": draw}, terms=(term,))
     return method._replace(phases=(phase,))
 
 
@@ -69,43 +74,160 @@ def test_compose_merges_stages_of_both():
     assert [t.name for t in joined.phases_at(5)[0].terms] == ["one", "two"]
 
 
-def test_equal_draws_merge_and_unequal_ones_are_refused():
+def test_equal_draws_are_one_and_unequal_ones_stand_side_by_side():
     a, b = with_draw(small(), Same(1)), with_draw(small("b", "two"), Same(1))
     assert compose(a, b).phases[0].draws == {"x": Same(1)}
-    with pytest.raises(ValueError, match="draw 'x' differs.*Same"):
-        compose(a, with_draw(small("b", "two"), Same(2)))
+    joined = compose(a, with_draw(small("b", "two"), Same(2)))
+    first, second = joined.phases[0].draws.items()
+    assert first == ("x", Same(1))
+    assert (second[0], second[1](seen({}))) == ("b/x", 2)
+    # The later method's term finds its own draw under the name that it knows.
+    data = {"x": 1, "b/x": 2, "x0": 0}
+    assert joined.phases[0].terms[1].loss(seen(data)) == 2
+    given = compose(a, with_draw(small("b", "two"), Same(2)), draws={"x": Same(3)})
+    assert given.phases[0].draws == {"x": Same(3)}
+    with pytest.raises(ValueError, match="draw in draws 'z'"):
+        compose(a, b, draws={"z": Same(3)})
 
 
-def test_unequal_roles_are_refused_by_name():
-    b = small("b", "two", roles={"student": m.Role(init="random")})
-    with pytest.raises(ValueError, match="role 'student' differs"):
+def seen(data):
+    """A context with data alone, as `with_draw`'s term reads it."""
+    return Context(Nets({}), data, 0, 0, {}, jax.random.key(0), 1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("roles", "init"),
+    [(("teacher", "random"), "teacher"), (("random", "random"), "random")],
+)
+def test_the_student_starts_from_the_teacher_if_one_does(roles, init):
+    a, b = (
+        small(
+            name, name, roles={"student": m.Role(init=start, needs=frozenset({need}))}
+        )
+        for name, start, need in zip("ab", roles, ("jvp", "taps"), strict=True)
+    )
+    for pair in ((a, b), (b, a)):
+        found = compose(*pair).roles["student"]
+        assert found.init == init
+        assert found.needs == {"jvp", "taps"}
+
+
+def test_students_that_cannot_be_one_are_refused_with_the_reason():
+    b = small("b", "two", roles={"student": m.Role("policy")})
+    with pytest.raises(ValueError, match="network of the student.*different things"):
+        compose(small(), b)
+    record = m.Role("policy")
+    assert compose(small(), b, roles={"student": record}).roles["student"] == record
+    kept = m.Role(follow=m.Follow("other"))
+    b = small("b", "two", roles={"student": kept, "other": m.Role()})
+    with pytest.raises(ValueError, match="follow of the student differs"):
         compose(small(), b)
 
 
-def test_terms_of_one_name_are_refused():
-    with pytest.raises(ValueError, match=r"terms of one name twice: \['one'\]"):
-        compose(small(), small("b"))
+def test_terms_of_one_name_stand_under_the_name_of_their_method():
+    joined = compose(small(), small("b"), small("c"))
+    assert [t.name for t in joined.phases[0].terms] == ["one", "b/one", "c/one"]
+    with pytest.raises(ValueError, match="two methods are called 'a'"):
+        compose(small(), small())
 
 
-def test_one_critic_is_fitted_once():
-    def critic(name, fit=loss):
-        phase = m.Phase("fake", ("fake",), (m.Term("fit", fit),))
-        method = small(name, f"match_{name}")
-        roles = {"student": m.Role(), "fake": m.Role()}
-        return method._replace(roles=roles, phases=(phase, *method.phases))
+def with_critic(name, fit=loss, repeat=1, **extra):
+    phase = m.Phase("fake", ("fake",), (m.Term("fit", fit),), repeat=repeat, **extra)
+    method = small(name, f"match_{name}")
+    roles = {"student": m.Role(), "fake": m.Role()}
+    return method._replace(roles=roles, phases=(phase, *method.phases))
 
-    fake, student = compose(critic("a"), critic("b")).phases
+
+def test_critics_fitted_alike_are_one_and_others_stand_apart():
+    fake, student = compose(with_critic("a"), with_critic("b", repeat=5)).phases
     assert [t.name for t in fake.terms] == ["fit"]
+    assert fake.repeat == 5
     assert [t.name for t in student.terms] == ["match_a", "match_b"]
-    with pytest.raises(ValueError, match=r"terms of one name twice: \['fit'\]"):
-        compose(critic("a"), critic("b", lambda ctx: loss(ctx) + 1.0))
+    joined = compose(with_critic("a"), with_critic("b", lambda ctx: loss(ctx) + 1.0))
+    assert [p.name for p in joined.phases] == ["b/fake", "fake", "student"]
+    assert [p.trains for p in joined.phases[:2]] == [("b_fake",), ("fake",)]
+    assert set(joined.roles) == {"student", "fake", "b_fake"}
+    joined = compose(
+        with_critic("a"),
+        with_critic("b", draws={"x": Same(1)}),
+        with_critic("c", draws={"x": Same(2)}),
+        rename={"a": {"fake": "first"}},
+    )
+    assert set(joined.roles) == {"student", "first", "fake", "c_fake"}
+    assert [p.name for p in joined.phases] == ["c/fake", "fake", "first", "student"]
+    with pytest.raises(ValueError, match="role of 'a' in rename 'fakes'"):
+        compose(with_critic("a"), rename={"a": {"fakes": "first"}})
+
+
+def test_what_follows_or_starts_from_an_own_role_is_own_too():
+    def method(name, fit=loss):
+        made = with_critic(name, fit)
+        slow = m.Role(init="fake", follow=m.Follow("fake", 0.9, after="fake"))
+        return made._replace(roles={**made.roles, "slow": slow})
+
+    joined = compose(method("a"), method("b", lambda ctx: loss(ctx) + 1.0))
+    assert joined.roles["b_slow"] == m.Role(
+        init="b_fake", follow=m.Follow("b_fake", 0.9, after="b/fake")
+    )
+    assert joined.roles["slow"].follow.of == "fake"
+
+
+def test_a_teacher_that_follows_stands_beside_the_fixed_one():
+    def taught(name, **role):
+        roles = {"student": m.Role(), "teacher": m.Role(init="given", **role)}
+        return small(name, name, roles=roles)
+
+    moves = taught("moves", follow=m.Follow("student", 0.0, 100))
+    for pair in ((moves, taught("fixed")), (taught("fixed"), moves)):
+        roles = compose(*pair).roles
+        assert roles["teacher"] == m.Role(init="given")
+        assert roles["moves_teacher"].init == "teacher"
+        assert roles["moves_teacher"].follow == moves.roles["teacher"].follow
+
+
+def test_memories_of_one_name_are_two():
+    def with_memory(name):
+        def count(ctx):
+            return m.Out(loss(ctx), memory={"count": ctx.memory["count"] + 1})
+
+        method = small(name, name)._replace(memory=lambda *_: {"count": jnp.zeros(())})
+        phase = method.phases[0]._replace(terms=(m.Term(name, count),))
+        return method._replace(phases=(phase,))
+
+    joined = compose(with_memory("a"), with_memory("b"))
+    assert set(joined.memory(1, (1,))) == {"count", "b_count"}
+    ctx = dataclasses.replace(
+        seen({"x0": jnp.ones((1, 1))}), memory={"count": 1, "b_count": 5}
+    )
+    outs = [term.loss(ctx).memory for term in joined.phases[0].terms]
+    assert outs == [{"count": 2}, {"b_count": 6}]
+
+
+def test_merged_gradients_are_summed_with_the_others():
+    def merge(gradients, step):
+        return jax.tree.map(lambda x, y: x * y, gradients["one"], gradients["two"])
+
+    a = small()
+    terms = (m.Term("one", loss), m.Term("two", loss))
+    a = a._replace(phases=(a.phases[0]._replace(terms=terms, merge=merge),))
+    b = small("b", "two")
+    for pair, names in (
+        ((a, b), {"one": 2.0, "two": 5.0, "b/two": 7.0}),
+        ((b, a), {"two": 7.0, "one": 2.0, "a/two": 5.0}),
+    ):
+        phase = compose(*pair, weights={"a": 3.0, "b": 0.5}).phases[0]
+        assert [term.name for term in phase.terms] == list(names)
+        # The weight of a merged gradient is that of its result.
+        assert sorted(term.weight for term in phase.terms) == [0.5, 1.0, 1.0]
+        merged = phase.merge({n: {"w": jnp.asarray(v)} for n, v in names.items()}, 0)
+        assert float(merged["w"]) == 3.0 * 2.0 * 5.0 + 7.0
 
 
 def test_unequal_repeats_want_a_word():
     a = small()
     b = small("b", "two")
     b = b._replace(phases=(b.phases[0]._replace(repeat=3),))
-    with pytest.raises(ValueError, match="repeats 1 and 3 times"):
+    with pytest.raises(ValueError, match="trains the student 1 and 3 times"):
         compose(a, b)
     assert compose(a, b, repeats={"student": 2}).phases[0].repeat == 2
     with pytest.raises(ValueError, match="phase in repeats 'critc'"):

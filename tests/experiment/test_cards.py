@@ -173,6 +173,35 @@ def test_networks_take_embeddings_from_the_source(tmp_path):
         assert judge.call("logits", taps, 0.5, cond).shape == (3,)
 
 
+def test_a_card_of_a_composition_holds_the_options_of_each_method():
+    options = {"weights": {"ladd": 0.1}, "dmd2": {"steps": (1, 2)}}
+    backbone = {"name": "unet", "channels": 16}
+    source = {"name": "coloured_digits"}
+    config = cards.card(
+        "dmd2+ladd", options, source=source, networks={"backbone": backbone}
+    )
+    assert config.method.dmd2.steps == (1, 2)
+    assert config.method.ladd.steps == methods.ladd.__kwdefaults__["steps"]
+    assert config.method.weights.to_dict() == {"dmd2": 1.0, "ladd": 0.1}
+    # Each has the discriminator of its release.
+    kinds = [config.networks[f"{n}discriminator"].kind for n in ("", "ladd_")]
+    assert kinds == ["bottleneck", "patches"]
+    assert config.ladd_discriminator.lr == config.discriminator.lr
+    with config.unlocked():
+        config.method.weights.dmd2 = 3.0
+    found = cards.expand(config).method
+    parts = methods.dmd2(steps=(1, 2)), methods.ladd()
+    assert [t.weight for t in found.phases[-1].terms] == [
+        3.0 * parts[0].phases[-1].terms[0].weight,
+        3.0 * parts[0].phases[-1].terms[1].weight,
+        0.1,
+    ]
+    with pytest.raises(ValueError, match="option of composition.*under its name"):
+        methods.build("dmd2+ladd", steps=(1,))
+    with pytest.raises(ValueError, match="'weights'.*must be a mapping, got 0.1"):
+        methods.build("dmd2+ladd", weights=0.1)
+
+
 def test_overrides_reach_the_objects():
     config = small()
     config.student.lr = 0.5

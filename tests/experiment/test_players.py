@@ -46,7 +46,7 @@ def test_an_override_of_the_backbone_reaches_what_was_filled_in():
     card.networks.backbone.width = 16
     found = cards.expand(card)
     assert found.networks["student"] is not found.networks["backbone"]
-    built = players.sections("mean_flow", found.method.roles, card.networks.to_dict())
+    built = players.sections(found.method.roles, card.networks.to_dict())
     assert built["student"]["width"] == 16
     assert built["student"]["second_time"]
     card.networks.backbone.second_time = True
@@ -65,8 +65,8 @@ def test_image_networks_have_the_releases_heads():
 def test_what_a_card_says_stays_and_a_reward_is_asked_for():
     roles = methods.build("dmd2").roles
     given = {"backbone": TINY, "discriminator": {"name": "head", "width": 3}}
-    assert players.sections("dmd2", roles, given) == given
-    assert players.sections("dmd2", roles, {"fake_score": TINY}) == {"fake_score": TINY}
+    assert players.sections(roles, given) == given
+    assert players.sections(roles, {"fake_score": TINY}) == {"fake_score": TINY}
     found = cards.expand(alone("gdmd"))
     with pytest.raises(ValueError, match="role 'reward'.*unknown network 'reward'"):
         join(found.method.roles, found.networks)
@@ -75,4 +75,4 @@ def test_what_a_card_says_stays_and_a_reward_is_asked_for():
 def test_a_target_has_the_network_of_its_student():
     roles = methods.build("ctm").roles
     given = {"backbone": TINY, "student": {**TINY, "second_time": True, "width": 16}}
-    assert players.sections("ctm", roles, given)["target"]["width"] == 16
+    assert players.sections(roles, given)["target"]["width"] == 16

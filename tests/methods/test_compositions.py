@@ -38,8 +38,8 @@ from distilljax.methods import (
     scm,
     sid,
 )
-from distilljax.methods.composed import RCM_GRID
-from distilljax.methods.distribution import match_scores
+from distilljax.methods.composed.rcm import RCM_GRID
+from distilljax.methods.matching._gap import match_scores
 from tests import exact
 from tests.methods.played import exact_jumper, play, vanishes
 

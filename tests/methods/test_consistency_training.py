@@ -31,7 +31,7 @@ from distilljax.methods import (
     lcm,
     weights,
 )
-from distilljax.methods.consistency_training import log_normal_segment
+from distilljax.methods.consistency._training import log_normal_segment
 from distilljax.methods.curricula import (
     DoublingSegments,
     RootSegments,

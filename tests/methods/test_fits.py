@@ -11,6 +11,7 @@ from distilljax.diffusion.paths import expand
 from distilljax.diffusion.predictions import F, recompose
 from distilljax.diffusion.times import Point
 from distilljax.methods.fits import Fit, MinSNR
+from distilljax.methods.matching.sid import SID_FIT_TIMES
 from tests import exact
 from tests.methods.played import play
 
@@ -150,7 +151,7 @@ def test_a_guided_fit_and_a_guided_fake_score_are_those_of_sid_lsg():
     ctx = fitting.context()
     term, x = ctx.of("fit"), ctx.data["x"]
     path = ctx.nets.student.path
-    t, eps = term.times("t", methods.distribution.SID_FIT_TIMES), term.normal("eps", x)
+    t, eps = term.times("t", SID_FIT_TIMES), term.normal("eps", x)
     x_t = path.noise(x, eps, t)
     denoised = at_scale(ctx, "fake_score", 1.5, x_t, t)
     t = expand(t, x)

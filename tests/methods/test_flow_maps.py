@@ -73,7 +73,7 @@ def labels(batch, on, share, dropping):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(ctx), "uniform", drawn)
         patch.setattr(
-            "distilljax.methods.flow_maps.dropped",
+            "distilljax.methods.flow_map.mean_flow.dropped",
             lambda *args: seen.setdefault("out", dropped(*args)),
         )
         found.update.phase.terms[0].loss(ctx)

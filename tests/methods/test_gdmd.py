@@ -14,7 +14,7 @@ from distilljax.core.method import batches
 from distilljax.losses.corrections import correct
 from distilljax.losses.transforms import weight_by_reward
 from distilljax.methods import gdmd
-from distilljax.methods.distribution import match_scores
+from distilljax.methods.matching._gap import match_scores
 from distilljax.training.cycle import run_cycle
 from tests import exact
 from tests.methods import cases

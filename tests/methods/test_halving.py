@@ -8,7 +8,7 @@ import pytest
 
 from distilljax import generation, oracles, paths
 from distilljax.methods import shortcut
-from distilljax.methods.halving import jump_levels
+from distilljax.methods.flow_map.shortcut import jump_levels
 from distilljax.training.cost import matmul_flops
 from tests import exact
 from tests.methods import cases

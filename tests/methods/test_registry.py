@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from distilljax.methods import CATALOGUE, registry, scm
-from distilljax.methods.consistency import SCM
+from distilljax.methods.consistency.scm import SCM
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_method_in_a_file_of_its_own_is_found(tmp_path, monkeypatch, found):
     (package / "family" / "__init__.py").touch()
     (package / "family" / "mine.py").write_text(
         "import dataclasses\n"
-        "from distilljax.methods.consistency import SCM, scm\n"
+        "from distilljax.methods.consistency.scm import SCM, scm\n"
         "from distilljax.methods.registry import register\n"
         "CITE = dataclasses.replace(SCM, id='mine', year=2030)\n"
         "@register(family='consistency', cite=CITE, summary='mine')\n"
@@ -58,7 +58,7 @@ def test_a_method_in_a_file_of_its_own_is_found(tmp_path, monkeypatch, found):
 
 def test_the_order_of_tables(found):
     families = [entry.family for entry in CATALOGUE.values()]
-    assert families == sorted(families, key=registry.FAMILIES.index)
+    assert families == sorted(families, key=list(registry.FAMILIES).index)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from distilljax.core.binding import Bound, Nets
 from distilljax.core.context import Context
 from distilljax.diffusion.times import Point
 from distilljax.methods import tsd_sr
-from distilljax.methods.restoration import _falling
+from distilljax.methods.restoration.tsd_sr import _falling
 from distilljax.sampling.generation import student_sampler
 from tests import exact
 from tests.methods.played import play, vanishes

@@ -15,7 +15,7 @@ from distilljax.diffusion.times import Point, central
 from distilljax.losses import DIVERGENCES, skew
 from distilljax.losses.metrics import half_mse
 from distilljax.methods import diff_instruct, dmd, dmd2, f_distill, mean_flow, tdm
-from distilljax.methods.distribution import match_scores
+from distilljax.methods.matching._gap import match_scores
 from tests import exact
 from tests.methods import cases
 from tests.methods.played import exact_jumper, play, vanishes

@@ -12,12 +12,7 @@ from distilljax.core.binding import Network
 from distilljax.diffusion.solvers import Euler
 from distilljax.diffusion.times import EvenGrid, LogNormal, Point, Ramp, Switch
 from distilljax.methods import ctm
-from distilljax.methods.trajectory_consistency import (
-    Balanced,
-    Share,
-    _hops,
-    _uniform_index,
-)
+from distilljax.methods.trajectory.ctm import Balanced, Share, _hops, _uniform_index
 from distilljax.methods.weights import inverse_gap
 from tests import exact, toy
 from tests.methods.played import ExactStep, play

@@ -51,6 +51,11 @@ class Scales:
             return self.of.values[len(self.of.values) // 2]
         return sum(self.of) / 2.0 if isinstance(self.of, tuple) else float(self.of)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return ()
+
     def __call__(self, ctx: Context) -> Array:
         """``w``, ``[B]``."""
         if isinstance(self.of, Among):
@@ -123,6 +128,11 @@ class Rollout:
         """``(start times of all steps, exit step)`` of every case."""
         rows = [self.grid(n, path)[:-1] for n in self.steps]
         return [(row, k) for row in rows for k in range(len(row))]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
 
     def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
@@ -297,6 +307,11 @@ class Part:
     of: str
     field: str
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return ()
+
     def __call__(self, ctx: Context) -> Any:
         return ctx.data[self.of][self.field]
 
@@ -328,6 +343,11 @@ class OdeRollout:
     random_end: bool = False
     path: Path | None = None
     role: str = "student"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
 
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """``{"x0", "x_s", "t", "s"}``: prediction, state at ``s``; times ``[B]``.
@@ -393,6 +413,11 @@ class Denoised:
                 f"step, got {self.shares}"
             )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
+
     def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path
         times = jnp.asarray(self.grid(self.steps, path)[:-1], jnp.float32)
@@ -420,6 +445,11 @@ class Jump:
     path: Path | None = None
     role: str = "student"
     timed: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
 
     def __call__(self, ctx: Context) -> Any:
         path = ctx.nets[self.role].path if self.path is None else self.path

@@ -50,6 +50,11 @@ class TeacherTrajectory:
     role: str = "teacher"
     fields: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return (self.role,)
+
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """``{"states": [K, B, ...], "times": K numbers, "end": [B, ...]}``."""
         path = ctx.nets["student"].path if self.path is None else self.path
@@ -134,6 +139,11 @@ class StoredPairs:
     segments: ClassVar[int] = 1
     fields: ClassVar[frozenset[str]] = frozenset({"x0", "eps"})
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return ()
+
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """As `TeacherTrajectory` with one segment."""
         path = ctx.nets["student"].path if self.path is None else self.path
@@ -158,6 +168,11 @@ class StoredTrajectory:
     segments: int = 4
     path: Path | None = None
     fields: ClassVar[frozenset[str]] = frozenset({"x0", "states", "times"})
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Roles that it takes beside the student, see `compose`."""
+        return ()
 
     def __call__(self, ctx: Context) -> dict[str, Any]:
         """As `TeacherTrajectory`, with times ``[K, B]``.

@@ -11,7 +11,8 @@ import numpy as np
 
 from distilljax import methods, metrics, paths, solvers, times, transforms
 from distilljax.diffusion.times import KarrasPoints, Ramp
-from distilljax.methods import curricula, trajectory_consistency
+from distilljax.methods import curricula
+from distilljax.methods.trajectory.ctm import _hops
 from tests.parity.vectors import Run, Vector, index_draw, sampled
 
 EDM = paths.edm()
@@ -137,7 +138,7 @@ def _hops_key(hops: int, most: int) -> jax.Array:
     keys = jax.random.split(jax.random.key(0), 4096)
 
     def drawn(key: jax.Array) -> jax.Array:
-        return trajectory_consistency._hops(SimpleNamespace(key=lambda name: key), most)
+        return _hops(SimpleNamespace(key=lambda name: key), most)
 
     return keys[int(np.argmax(np.asarray(jax.vmap(drawn)(keys)) == hops))]
 

@@ -13,7 +13,7 @@ from distilljax import methods, paths
 from distilljax.diffusion.paths import Path
 from distilljax.diffusion.times import KarrasPoints, Minimum, Ramp
 from distilljax.methods import weights
-from distilljax.methods.halving import jump_levels
+from distilljax.methods.flow_map.shortcut import jump_levels
 from tests.parity.vectors import Run, Vector, law_path
 
 

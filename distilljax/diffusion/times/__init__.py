@@ -1,0 +1,88 @@
+"""Laws of training times, time grids and schedules over training steps.
+
+All are frozen dataclasses, so that equality means something when methods are composed.
+A law is called with a key, a shape and the path in whose clock the times are wanted;
+fractions are of ``path.t_max``.
+"""
+
+from distilljax.diffusion.times.grids import (
+    AngleGrid,
+    EvenGrid,
+    Grid,
+    GrowingGrid,
+    KarrasGrid,
+    KarrasPoints,
+    PathGrid,
+    ShiftedGrid,
+    TableGrid,
+    between,
+    check_times,
+    checked_steps,
+)
+from distilljax.diffusion.times.laws import (
+    ArctanNormal,
+    Choice,
+    InClock,
+    Interval,
+    Law,
+    LogitNormal,
+    LogNormal,
+    Mixture,
+    Pair,
+    PairLaw,
+    Point,
+    Shifted,
+    Uniform,
+    central,
+    fixed_shares,
+    inside,
+    shifted,
+)
+from distilljax.diffusion.times.schedules import (
+    Cycles,
+    Minimum,
+    Product,
+    Ramp,
+    Schedule,
+    Switch,
+    value_at,
+)
+
+__all__ = [
+    "AngleGrid",
+    "ArctanNormal",
+    "Choice",
+    "Cycles",
+    "EvenGrid",
+    "Grid",
+    "GrowingGrid",
+    "InClock",
+    "Interval",
+    "KarrasGrid",
+    "KarrasPoints",
+    "Law",
+    "LogNormal",
+    "LogitNormal",
+    "Minimum",
+    "Mixture",
+    "Pair",
+    "PairLaw",
+    "PathGrid",
+    "Point",
+    "Product",
+    "Ramp",
+    "Schedule",
+    "Shifted",
+    "ShiftedGrid",
+    "Switch",
+    "TableGrid",
+    "Uniform",
+    "between",
+    "central",
+    "check_times",
+    "checked_steps",
+    "fixed_shares",
+    "inside",
+    "shifted",
+    "value_at",
+]

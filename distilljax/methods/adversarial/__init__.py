@@ -1,0 +1,1 @@
+"""Students that fool a discriminator."""

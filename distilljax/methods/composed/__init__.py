@@ -1,0 +1,1 @@
+"""Methods that are compositions of others."""

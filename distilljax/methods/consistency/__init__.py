@@ -1,0 +1,1 @@
+"""Maps to the data whose values agree along a trajectory."""

@@ -1,0 +1,1 @@
+"""Maps between any two times."""

@@ -1,0 +1,1 @@
+"""Distribution matching: teacher and student meet by the scores of their laws."""

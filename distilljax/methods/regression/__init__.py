@@ -1,0 +1,1 @@
+"""Methods that regress a field on data: teachers and baselines."""

@@ -1,0 +1,1 @@
+"""Distillation joined with a reward."""
