@@ -8,14 +8,16 @@ A method registers its factory in its own file; nothing lists methods by hand:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from distilljax.core.method import Citation, Method
 from distilljax.runtime.errors import check_finite, unknown
+from distilljax.runtime.values import check_call
 
 # In the order in which tables show them.
 FAMILIES = (
@@ -65,6 +67,8 @@ def register(
 ) -> Callable[[Factory], Factory]:
     """Enters the factory below it into the catalogue, under its own name.
 
+    Its options are checked against its annotations and to be finite before it runs.
+
     Args:
       family: see `Entry`.
       cite: see `Entry`.
@@ -89,8 +93,17 @@ def register(
                 f"two methods are called {name!r}: in {before.factory.__module__} and "
                 f"{factory.__module__}; give one of them another name"
             )
-        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs)
-        return factory
+
+        @functools.wraps(factory)
+        def checked(**options: Any) -> Method:
+            for option, value in options.items():
+                check_finite(f"option {option!r} of method {name!r}", value)
+            check_call(f"option {{}} of method {name!r}", factory, kwargs=options)
+            return factory(**options)
+
+        made = cast(Factory, checked)
+        _FOUND[name] = Entry(made, cite, family, summary, teacher, differs)
+        return made
 
     return enter
 
@@ -125,7 +138,6 @@ def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of method {name!r}", option, known))
-        check_finite(f"option {option!r} of method {name!r}", options[option])
     try:
         return factory(**options)
     except TypeError as error:

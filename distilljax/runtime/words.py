@@ -15,8 +15,10 @@ What a config can name says so where it is defined:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from distilljax.runtime.values import check_call
 
 T = TypeVar("T", bound=Callable[..., Any])
 CALLS: dict[str, Callable[..., Any]] = {}
@@ -56,3 +58,15 @@ def partial(function: T) -> T:
     value(function)
     _enter(CALLS, function.__name__, function, fixed)
     return function
+
+
+def make(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call in a config stands for.
+
+    Raises:
+      ValueError: for an argument that is not what the annotations say.
+    """
+    # What has both, a `partial`, is called with all but its first argument.
+    first = int(name in VALUES)
+    check_call(f"{{}} of {name}", CALLS[name], args, kwargs, first=first)
+    return CALLS[name](*args, **kwargs)

@@ -479,7 +479,7 @@ def test_files_that_are_no_cards_are_refused(tmp_path):
         ({"networks": {"backbone": "mlp"}}, "section 'networks.backbone' of a card"),
         (
             {"source": {"name": "mixture", "components": "four"}},
-            "'components' of source 'mixture' must be a number as .* got 'four'",
+            "'components' of source 'mixture' must be a whole number, got 'four'",
         ),
     ],
 )
