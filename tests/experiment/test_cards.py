@@ -521,9 +521,13 @@ def test_an_unknown_card_names_the_near_ones(name, near, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": {"name": "mixture", "std": None}}, "arguments of source 'mixture'"),
+        (
+            {"source": {"name": "mixture", "std": None}},
+            "'std' of source 'mixture' must",
+        ),
         ({"source": {"name": "mixture", "std": float("inf")}}, "'std' .* finite"),
         ({"lora": {"scale": float("nan")}}, "lora.scale must be a finite number"),
+        ({"lora": {"rank": "8"}}, "'rank' of lora must be a whole number, got '8'"),
         ({"lora": 3}, "lora must be a mapping"),
     ],
 )
