@@ -35,6 +35,7 @@ from distilljax.core.method import Method
 from distilljax.experiment import given, players, specs
 from distilljax.runtime import promotion, words
 from distilljax.runtime.errors import check_finite, unknown
+from distilljax.runtime.values import check_call
 from distilljax.training.config import RoleConfig, TrainConfig
 from distilljax.training.placement import AXES
 
@@ -73,6 +74,7 @@ class Adapters(NamedTuple):
             check_finite(f"lora.{key}", section[key])
             if key not in cls._fields:
                 raise ValueError(unknown("argument of lora", key, cls._fields))
+        check_call("argument {} of lora", cls, kwargs=section)
         return cls(**section)
 
     def method(self, method: Method) -> Method:
@@ -423,12 +425,7 @@ def _make(kind: str, spec: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
     values = specs.resolve(spec)
     for key, value in values.items():
         check_finite(f"argument {key!r} of {kind} {name!r}", value)
-        default = parameters[key].default
-        if isinstance(default, (int, float)) and isinstance(value, str):
-            raise ValueError(
-                f"argument {key!r} of {kind} {name!r} must be a number as {default!r} "
-                f"is, got {value!r}"
-            )
+    check_call(f"argument {{}} of {kind} {name!r}", known[name], kwargs=values)
     try:
         return known[name](**values)
     except TypeError as error:

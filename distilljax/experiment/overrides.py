@@ -52,7 +52,8 @@ def _written(key: str, text: str, now: Any) -> Any:
     else:
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            # A key that is a list raises a TypeError.
             value = text
     if isinstance(now, str):
         return None if value is None else text

@@ -68,7 +68,7 @@ def _read(node: ast.AST, text: str) -> Any:
         kwargs = {k.arg: _read(k.value, text) for k in node.keywords if k.arg}
         if name not in words.CALLS:
             raise ValueError(f"in {text!r}: " + unknown("name", name, names()))
-        return words.CALLS[name](*args, **kwargs)
+        return words.make(name, args, kwargs)
     raise ValueError(
         f"cannot read {text!r}: only literals and calls of known names: {names()}"
     )

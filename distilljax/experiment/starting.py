@@ -250,7 +250,6 @@ def begin(
     found = look(path, size=size)
     chosen = sizes(found)
     texts = [_teacher(found, chosen, out), _student(found, chosen, out, method)]
-    out.mkdir(parents=True, exist_ok=True)
     for file, text in zip(files, texts, strict=True):
         storage.write_atomic(file, text)
     for file in files:

@@ -8,15 +8,17 @@ A method registers its factory in its own file; nothing lists methods by hand:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from distilljax.core.composition import compose
 from distilljax.core.method import Citation, Method
 from distilljax.runtime.errors import check_finite, unknown
+from distilljax.runtime.values import check_call
 
 # In the order of tables, and whether their students follow the teacher's flow, so that
 # the noise says where a sample should end.
@@ -86,6 +88,8 @@ def register(
 ) -> Callable[[Factory], Factory]:
     """Enters the factory below it into the catalogue, under its own name.
 
+    Its options are checked against its annotations and to be finite before it runs.
+
     Args:
       family: see `Entry`.
       cite: see `Entry`.
@@ -111,8 +115,19 @@ def register(
                 f"two methods are called {name!r}: in {before.factory.__module__} and "
                 f"{factory.__module__}; give one of them another name"
             )
-        _FOUND[name] = Entry(factory, cite, family, summary, teacher, differs, makes)
-        return factory
+
+        @functools.wraps(factory)
+        def checked(**options: Any) -> Method:
+            for option, value in options.items():
+                check_finite(f"option {option!r} of method {name!r}", value)
+            check_call(f"option {{}} of method {name!r}", factory, kwargs=options)
+            return factory(**options)
+
+        # What `wraps` leaves out.
+        checked.__kwdefaults__ = factory.__kwdefaults__  # type: ignore[attr-defined]
+        made = cast(Factory, checked)
+        _FOUND[name] = Entry(made, cite, family, summary, teacher, differs, makes)
+        return made
 
     return enter
 
@@ -149,7 +164,6 @@ def build(entries: dict[str, Entry], name: str, **options: Any) -> Method:
     for option in options:
         if option not in known:
             raise ValueError(unknown(f"option of method {name!r}", option, known))
-        check_finite(f"option {option!r} of method {name!r}", options[option])
     try:
         return factory(**options)
     except TypeError as error:

@@ -27,8 +27,20 @@ from etils import epath
 
 # Seconds between two writes of a growing file in a bucket, which takes whole files.
 REWRITE_SECONDS = 30.0
-# No space, over the quota, larger than a file may be.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What to do where a file or a folder could not be made.
+_KEPT = "What was saved before is intact; "
+_AGAIN = "choose another folder, then make the same call again"
+_FULL = f"{_KEPT}free space there or {_AGAIN}"
+_CLOSED = f"{_KEPT}make it writable or {_AGAIN}"
+_MENDS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _CLOSED),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR),
+        "A file lies where a folder is wanted; choose another place",
+    ),
+    errno.EISDIR: "A folder lies where a file is wanted; choose another name",
+}
 
 
 def is_local(path: str | os.PathLike) -> bool:
@@ -43,7 +55,10 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Names the file and the mend where a disk is full.
+    """Names the file and the mend where it cannot be written.
+
+    That is a full disk, a folder that is closed to writers, or a file and a folder in
+    each other's place.
 
     Raises:
       OSError: with the number of the one that came.
@@ -51,13 +66,12 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _MENDS:
             raise
         raise OSError(
             error.errno,
-            f"{error.strerror}: {os.fspath(path)!r} could not be written. What was "
-            "saved before is intact; free space there or choose another folder, then "
-            "make the same call again",
+            f"{error.strerror}: {os.fspath(path)!r} could not be written. "
+            f"{_MENDS[error.errno]}",
         ) from error
 
 
@@ -86,6 +100,8 @@ def whole(path: str | os.PathLike) -> Iterator[str]:
                 yield local
                 epath.Path(local).copy(path, overwrite=True)
             return
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         temporary = path.with_name(_draft(path.name))
         try:
             yield os.fspath(temporary)

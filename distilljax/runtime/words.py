@@ -23,8 +23,10 @@ and what a section of a config can name by ``name``, with its arguments beside i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from distilljax.runtime.values import check_call
 
 T = TypeVar("T", bound=Callable[..., Any])
 CALLS: dict[str, Callable[..., Any]] = {}
@@ -80,3 +82,15 @@ def network(function: T) -> T:
     """A function that makes a network, which a config may name."""
     _enter(NETWORKS, function.__name__, function, function)
     return function
+
+
+def make(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a call in a config stands for.
+
+    Raises:
+      ValueError: for an argument that is not what the annotations say.
+    """
+    # What has both, a `partial`, is called with all but its first argument.
+    first = int(name in VALUES)
+    check_call(f"{{}} of {name}", CALLS[name], args, kwargs, first=first)
+    return CALLS[name](*args, **kwargs)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from distilljax.runtime.errors import unknown
+from distilljax.runtime.values import check_values
 from distilljax.training.optimizers import (
     DECAYING,
     OPTIMIZERS,
@@ -29,7 +30,6 @@ from distilljax.training.optimizers import (
     built,
 )
 from distilljax.training.placement import AXES, ROWS, Rule
-from distilljax.training.values import check_values
 
 LOGGERS = ("tensorboard", "wandb")
 

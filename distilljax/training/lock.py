@@ -60,12 +60,13 @@ class Lock:
         import fcntl
 
         while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                file = _open(folder)
-            except FileNotFoundError:
-                # The one before us has just removed the folder.
-                continue
+            with storage.naming(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    file = _open(folder)
+                except FileNotFoundError:
+                    # The one before us has just removed the folder.
+                    continue
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from distilljax.runtime.errors import unknown
-from distilljax.training.values import check_values
+from distilljax.runtime.values import check_values
 
 SCHEDULES = ("constant", "cosine", "warmup_cosine", "inverse_sqrt")
 

@@ -508,7 +508,7 @@ def test_files_that_are_no_cards_are_refused(tmp_path):
         ({"networks": {"backbone": "mlp"}}, "section 'networks.backbone' of a card"),
         (
             {"source": {"name": "mixture", "components": "four"}},
-            "'components' of source 'mixture' must be a number as .* got 'four'",
+            "'components' of source 'mixture' must be a whole number, got 'four'",
         ),
     ],
 )
@@ -550,9 +550,13 @@ def test_an_unknown_card_names_the_near_ones(name, near, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"source": {"name": "mixture", "std": None}}, "arguments of source 'mixture'"),
+        (
+            {"source": {"name": "mixture", "std": None}},
+            "'std' of source 'mixture' must",
+        ),
         ({"source": {"name": "mixture", "std": float("inf")}}, "'std' .* finite"),
         ({"lora": {"scale": float("nan")}}, "lora.scale must be a finite number"),
+        ({"lora": {"rank": "8"}}, "'rank' of lora must be a whole number, got '8'"),
         ({"lora": 3}, "lora must be a mapping"),
     ],
 )

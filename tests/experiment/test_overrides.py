@@ -62,6 +62,8 @@ def test_a_value_reaches_the_experiment(key, text, value):
             "lr=fast does not fit the card, which holds 0.001",
         ),
         ("cycles", "many", "cycles=many does not fit the card"),
+        # A literal that Python itself refuses.
+        ("cycles", "{[]: 1}", "cycles={.*: 1} does not fit the card"),
         ("student.betas", "0.9", "student.betas=0.9 does not fit"),
     ],
 )

@@ -1,5 +1,6 @@
 """Files are whole or absent, on local disk and in a bucket."""
 
+import errno
 import io
 import os
 import pathlib
@@ -33,6 +34,24 @@ def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomic(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_a_file_and_a_folder_in_each_others_place_are_named(tmp_path):
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(OSError, match="file/a.txt' could not .* choose another place"):
+        write_atomic(tmp_path / "file" / "a.txt", "new")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder' could not be .* choose another name"):
+        write_atomic(tmp_path / "folder", "new")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_closed_folder_is_named(number, tmp_path):
+    words = "x.txt' could not be written.*is intact; make it writable or choose another"
+    with pytest.raises(OSError, match=words), storage.naming(tmp_path / "x.txt"):
+        raise OSError(number, os.strerror(number))
 
 
 @pytest.fixture(params=["disk", "bucket"])

@@ -53,6 +53,18 @@ def test_a_killed_holder_is_replaced_with_a_word(tmp_path, text):
     taken.close()
 
 
+def test_a_file_in_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OSError, match="run' could not be written. A file lies where"):
+        Lock(epath.Path(tmp_path / "run"))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_made_ends_in_an_error():
+    with pytest.raises(OSError, match="/proc/run"):
+        Lock(epath.Path("/proc/run"))
+
+
 def test_a_bucket_has_no_lock(bucket):
     locks = [Lock(epath.Path(f"{bucket}/run")) for _ in range(2)]
     assert [one.note for one in locks] == ["", ""]
