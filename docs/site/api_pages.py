@@ -99,15 +99,17 @@ def _known() -> dict[str, str | None]:
     """What a dotted name means, if it means one thing."""
     meant: dict[str, set[str]] = {}
 
-    def enter(name: str, target: str) -> None:
+    def enter(name: str, target: str, least: int = 1) -> None:
         parts = name.split(".")
-        for start in range(len(parts)):
+        for start in range(len(parts) - least + 1):
             meant.setdefault(".".join(parts[start:]), set()).add(target)
 
     for module in modules().values():
         enter(module.name, module.name)
         for name in module.defines:
-            enter(f"{module.name}.{name}", f"{module.name}.{name}")
+            # A method of a class is told by its class.
+            full = f"{module.name}.{name}"
+            enter(full, full, least=name.count(".") + 1)
     for module in modules().values():
         for name, target in module.exports.items():
             owner, _, own = target.rpartition(".")

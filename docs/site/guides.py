@@ -6,6 +6,7 @@ is written down in one place.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -84,17 +85,21 @@ def cells(line: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in found)
 
 
-def rows() -> Iterator[Row]:
+@functools.cache
+def rows() -> tuple[Row, ...]:
     """Rows of the tables of all guides."""
-    for file in pages():
-        for place, block in _blocks(file):
-            lines = block.splitlines()
-            for start, line in enumerate(lines):
-                if re.fullmatch(r"\|[-:| ]+\|", line.strip()) and start:
-                    head = cells(lines[start - 1])
-                    for row in lines[start + 1 :]:
-                        if row.startswith("|"):
-                            yield Row(place, head, cells(row))
+    return tuple(row for file in pages() for row in _rows(file))
+
+
+def _rows(file: str) -> Iterator[Row]:
+    for place, block in _blocks(file):
+        lines = block.splitlines()
+        for start, line in enumerate(lines):
+            if re.fullmatch(r"\|[-:| ]+\|", line.strip()) and start:
+                head = cells(lines[start - 1])
+                for row in lines[start + 1 :]:
+                    if row.startswith("|"):
+                        yield Row(place, head, cells(row))
 
 
 def pictures() -> Iterator[Picture]:

@@ -14,7 +14,7 @@ import textwrap
 from typing import Any
 
 from distilljax.core.method import Method, Phase
-from distilljax.experiment import cards, catalogue
+from distilljax.experiment import cards, catalogue, specs
 from distilljax.methods import CATALOGUE, build
 from distilljax.methods.registry import FAMILIES
 from docs.site import api_pages, equations, guides
@@ -110,6 +110,14 @@ def configs() -> dict[str, list[str]]:
     return found
 
 
+def _configured(name: str) -> Method:
+    """A method as its first config has it, under its defaults if there is none."""
+    if not configs()[name]:
+        return build(name)
+    options = dict(cards.load(configs()[name][0])["method"])
+    return build(options.pop("name"), **specs.resolve(options))
+
+
 def _teacher_of(config: str) -> str:
     """The config of its teacher: where the run folder that it names comes from."""
     named = (cards.load(config).get("teacher") or "").removeprefix("runs/")
@@ -123,7 +131,7 @@ def _teacher_of(config: str) -> str:
 
 def example(name: str) -> str:
     """Python that trains a method and samples from its student."""
-    method, shipped = build(name), configs()[name]
+    method, shipped = _configured(name), configs()[name]
     given = [r for r, role in method.roles.items() if role.init == "given"]
     beside = [role for role in given if role != "teacher"]
     teaches = ", teacher=teacher" if method.taught else ""
@@ -172,17 +180,17 @@ def example(name: str) -> str:
 
 
 def _shell(name: str) -> str:
-    lines = []
+    lines, method = [], _configured(name)
     for config in configs()[name][:1]:
         teacher = ""
-        if build(name).taught:
+        if method.taught:
             taught = _teacher_of(config)
             lines.append(f"distilljax train --config={taught} --out=runs/{taught}")
             teacher = f" --teacher=runs/{taught}"
         lines.append(f"distilljax train --config={config}{teacher} --out=runs/{config}")
-        steps = build(name).sampling.steps
-        if build(name).sampling.start is None:
-            lines.append(f"distilljax sample --run=runs/{config} --steps={steps}")
+        if method.sampling.start is None:
+            steps = f"--steps={method.sampling.steps}"
+            lines.append(f"distilljax sample --run=runs/{config} {steps}")
     return "\n".join(lines)
 
 
@@ -258,6 +266,16 @@ def bibtex(name: str) -> str:
     return "\n".join([f"@misc{{{name},", *lines, "}"])
 
 
+def _options(name: str) -> str:
+    """The table of options; their own names are no references."""
+    lines = []
+    for line in catalogue.option_table(name).splitlines():
+        found = re.match(r"\| `\w+` ", line)
+        own = found[0] if found else ""
+        lines.append(own + _linked(line.removeprefix(own), name))
+    return "\n".join(lines)
+
+
 def page(name: str) -> str:
     """The page of a method."""
     entry, method, found = CATALOGUE[name], build(name), catalogue.record(name)
@@ -304,8 +322,7 @@ def page(name: str) -> str:
         lines += ["Configs: " + ", ".join(f"`{c}`" for c in shipped) + ".", ""]
     lines += ["| it needs | |", "|---|---|"]
     lines += [f"| {what} | {told} |" for what, told in catalogue.asks(found).items()]
-    options = _linked(catalogue.option_table(name), name)
-    lines += ["", "## Options", "", options, ""]
+    lines += ["", "## Options", "", _options(name), ""]
     if measured := _measured(name):
         lines += ["## Measured", "", *measured]
     own = [_linked(entry.differs, name), ""] if entry.differs else []
