@@ -281,7 +281,7 @@ def claim(
       fresh: removes an earlier run in the folder first.
 
     Returns:
-      The record of the run, JSON values, as ``config.json`` holds it.
+      The record of the run, JSON values, as `versions.read_record` reads it.
 
     Raises:
       ValueError: if the folder holds a run of another config, listing what differs, or
@@ -301,7 +301,7 @@ def claim(
                 f"(0 -> {process}): {'; '.join(changed)}"
             )
     path = folder / "config.json"
-    text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+    text = versions.sealed(record)
     with distributed.together("take the run folder"):
         if distributed.is_first():
             if fresh:

@@ -79,11 +79,16 @@ def settings_of(record: Mapping[str, Any], method: Method) -> TrainConfig:
     """The training config in the record of a run.
 
     Raises:
-      ValueError: if the record is of another method.
+      ValueError: if the record is of another method, or has no settings.
     """
     if record.get("method") != method.name:
         raise ValueError(
             f"the run is one of method {record.get('method')!r}, got {method.name!r}; "
             "pass the method that it was trained with"
+        )
+    if "train" not in record:
+        raise ValueError(
+            f"the record of the run has no key 'train', but {sorted(record)}; restore "
+            "config.json from a copy, or repeat the call that trained the run"
         )
     return TrainConfig.of(record["train"], roles=method.roles)

@@ -6,6 +6,7 @@ key that this version lacks is one of a newer version, and no setting that chang
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +18,24 @@ from distilljax.training.config import TrainConfig
 
 _DEFAULTS = TrainConfig().to_dict()
 _ROLE = _DEFAULTS["default"]
+_SEAL = "checksum"
+
+
+def sealed(record: Mapping[str, Any]) -> str:
+    """The text of ``config.json``: a record with its checksum."""
+    known = {**record, _SEAL: _checksum(record)}
+    return json.dumps(known, indent=2, sort_keys=True) + "\n"
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def read_record(path: epath.Path) -> dict[str, Any]:
-    """The record in ``config.json``.
+    """The record in ``config.json``, checked against its checksum.
+
+    A version before checksums wrote none, and then nothing is checked.
 
     Raises:
       ValueError: if the file is damaged.
@@ -29,6 +44,11 @@ def read_record(path: epath.Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         if not isinstance(record, dict):
             raise ValueError(f"it holds no mapping but {type(record).__name__}")
+        if record.pop(_SEAL, None) not in (None, _checksum(record)):
+            raise ValueError(
+                "it does not match its checksum; if it was edited on purpose, remove "
+                f"its key {_SEAL!r}"
+            )
     except ValueError as error:
         raise ValueError(
             f"{str(path)!r} is damaged ({error}); the checkpoints beside it are as "

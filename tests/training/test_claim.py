@@ -6,6 +6,7 @@ from etils import epath
 from distilljax import __version__
 from distilljax.training.claim import check_fresh, claim, differing
 from distilljax.training.config import TrainConfig
+from distilljax.training.versions import read_record
 
 CONFIG = TrainConfig.of({"student": {"lr": 0.5}, "max_skipped": 3})
 CARD = {"method": "m", "card": {"width": 8}}
@@ -25,7 +26,8 @@ def run(tmp_path):
 
 def edited(folder, change):
     path = folder / "config.json"
-    record = json.loads(path.read_text())
+    # Older versions wrote no checksum, and whoever edits takes it out.
+    record = read_record(path)
     change(record)
     path.write_text(json.dumps(record))
     return path.read_text()
@@ -42,7 +44,7 @@ def test_keys_that_an_older_version_lacked_take_their_defaults(run):
     edited(run, older)
     record = claim(run, CONFIG, CARD)
     assert record["version"] == __version__
-    assert json.loads((run / "config.json").read_text()) == record
+    assert read_record(run / "config.json") == record
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,21 @@ def test_another_value_under_the_same_version_says_nothing_of_versions(run):
     with pytest.raises(ValueError, match="card.width: 8 -> 9") as error:
         claim(run, CONFIG, {"method": "m", "card": {"width": 9}})
     assert "distilljax 0" not in str(error.value)
+
+
+@pytest.mark.parametrize("old", ['"train"', '"max_skipped": 3', '"checksum": "'])
+def test_one_changed_character_is_damage(run, old):
+    """The text is JSON still, and would be a run of other settings."""
+    path = run / "config.json"
+    whole = path.read_text()
+    new = {'"': old[:-2] + 'x"', "3": old[:-1] + "4"}[old[-1]]
+    new = f"{old}0" if "checksum" in old else new
+    path.write_text(whole.replace(old, new, 1))
+    with pytest.raises(ValueError, match="does not match its checksum; if it was edit"):
+        read_record(path)
+    with pytest.warns(UserWarning, match="record in the newest checkpoint stands"):
+        claim(run, CONFIG, CARD)
+    assert path.read_text() == whole
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "list", "missing"])
