@@ -114,7 +114,7 @@ def _configured(name: str) -> Method:
     """A method as its first config has it, under its defaults if there is none."""
     if not configs()[name]:
         return build(name)
-    options = dict(cards.load(configs()[name][0])["method"])
+    options = cards.load(configs()[name][0]).to_dict()["method"]
     return build(options.pop("name"), **specs.resolve(options))
 
 
