@@ -112,6 +112,7 @@ def compose(
     every = [p for phases in rounds(out) for p in phases]
     _check_known("draw in draws", draws or {}, {n for p in every for n in p.draws})
     _check_known("phase in repeats", repeats, {p.name for p in every})
+    out = _mapped(out, lambda p: p._replace(repeat=repeats.get(p.name, p.repeat)))
     return check(
         out._replace(
             name=out.name if name is None else name,
@@ -141,8 +142,6 @@ def _mapped(method: Method, change: Callable[[Phase], Phase]) -> Method:
 
 
 def _scaled(term: Term, weight: Schedule) -> Term:
-    if isinstance(weight, (int, float)) and weight == 1:
-        return term
     if isinstance(weight, (int, float)) and isinstance(term.weight, (int, float)):
         return term._replace(weight=weight * term.weight)
     return term._replace(weight=Product(weight, term.weight))
@@ -150,6 +149,8 @@ def _scaled(term: Term, weight: Schedule) -> Term:
 
 def _weighted(method: Method, weight: Schedule) -> Method:
     """Student phases carry the method's weight; critics fit, and do not."""
+    if isinstance(weight, (int, float)) and weight == 1:
+        return method
 
     def change(phase: Phase) -> Phase:
         if STUDENT not in phase.trains:

@@ -79,8 +79,20 @@ class _Pair(NamedTuple):
             and (x.fresh, x.merge, x.collect) == (y.fresh, y.merge, y.collect)
         )
 
+    def own_draws(self, x: Phase, y: Phase) -> set[str]:
+        """Draws of both names that the later method makes for itself.
+
+        A draw may read those before it, so that after one that differs none is shared.
+        """
+        own: set[str] = set()
+        for name, draw in y.draws.items():
+            if name in x.draws and (own or not self.same(x.draws[name], draw)):
+                own.add(name)
+        return own
+
     def rest(self, x: Phase, y: Phase) -> Phase:
         """What the later method adds to a phase of the other, under its new names."""
+        own = self.own_draws(x, y)
         terms = {term.name: term for term in x.terms}
         critic = STUDENT not in y.trains
         return renamed_phase(
@@ -88,7 +100,7 @@ class _Pair(NamedTuple):
                 draws={
                     name: draw
                     for name, draw in y.draws.items()
-                    if name not in x.draws or not self.same(x.draws[name], draw)
+                    if name not in x.draws or name in own
                 },
                 terms=tuple(
                     term
@@ -177,9 +189,7 @@ def _names_beside(a: Method, b: Method) -> Names:
         data={
             name
             for first, phase in pair.matched()
-            for name in phase.draws
-            if name in first.draws
-            and not pair.same(first.draws[name], phase.draws[name])
+            for name in pair.own_draws(first, phase)
         },
         memory=_entries(a) & _entries(b),
     )

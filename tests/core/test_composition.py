@@ -90,6 +90,31 @@ def test_equal_draws_are_one_and_unequal_ones_stand_side_by_side():
         compose(a, b, draws={"z": Same(3)})
 
 
+@dataclasses.dataclass(frozen=True)
+class Doubled:
+    """A draw that reads the one before it."""
+
+    def __call__(self, ctx):
+        return 2 * ctx.data["x"]
+
+
+def test_a_draw_that_reads_a_differing_one_is_own_too():
+    def method(name, value):
+        made = with_draw(small(name, name), Same(value))
+        phase = made.phases[0]
+        term = phase.terms[0]._replace(loss=lambda ctx: ctx.data["y"])
+        draws = {**phase.draws, "y": Doubled()}
+        return made._replace(phases=(phase._replace(draws=draws, terms=(term,)),))
+
+    assert set(compose(method("a", 1), method("b", 1)).phases[0].draws) == {"x", "y"}
+    phase = compose(method("a", 1), method("b", 2)).phases[0]
+    assert list(phase.draws) == ["x", "y", "b/x", "b/y"]
+    ctx = seen({})
+    for name, draw in phase.draws.items():
+        ctx = dataclasses.replace(ctx, data={**ctx.data, name: draw(ctx)})
+    assert [int(term.loss(ctx)[0]) for term in phase.terms] == [2, 4]
+
+
 def seen(data):
     """A context with data alone, as `with_draw`'s term reads it."""
     return Context(Nets({}), data, 0, 0, {}, jax.random.key(0), 1, (1,))
@@ -230,6 +255,7 @@ def test_unequal_repeats_want_a_word():
     with pytest.raises(ValueError, match="trains the student 1 and 3 times"):
         compose(a, b)
     assert compose(a, b, repeats={"student": 2}).phases[0].repeat == 2
+    assert compose(a, repeats={"student": 4}).phases[0].repeat == 4
     with pytest.raises(ValueError, match="phase in repeats 'critc'"):
         compose(a, b, repeats={"student": 2, "critc": 2})
 
