@@ -1,8 +1,8 @@
 """The catalogue as text: for the command line, the README and the docs.
 
 ``python -m distilljax.experiment.catalogue`` writes the generated pages of a checkout:
-the README's table, ``docs/methods.md``, ``docs/compositions.md`` and the types of
-``distilljax.methods``. A test holds them equal to what is generated.
+the README's table, ``docs/methods.md``, ``docs/compositions.md``, ``docs/systems.md``
+and the types of ``distilljax.methods``. A test holds them equal to what is generated.
 """
 
 from __future__ import annotations
@@ -181,6 +181,39 @@ def page(configs: Iterable[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def systems(known: str, configs: Iterable[str]) -> str:
+    """``docs/systems.md``: which published system is found where.
+
+    Args:
+      known: ids of systems and their code, ``docs/systems.tsv``.
+      configs: names of the configs that are shipped.
+    """
+    code = dict(line.split("\t") for line in known.splitlines()[1:])
+    entry = {name: name for name in CATALOGUE}
+    entry |= {s: name for name, found in CATALOGUE.items() for s in found.systems}
+    by_method: dict[str, list[str]] = {}
+    for config in sorted(configs):
+        by_method.setdefault(config.rpartition("/")[2], []).append(f"`{config}`")
+    rows = []
+    for system in sorted({*code, *entry}):
+        name, repository = entry.get(system), code.get(system, "")
+        cells = [
+            f"`{system}`",
+            f"[`{name}`](methods.md#{name})" if name else "",
+            ", ".join(by_method.get(name or "", [])),
+            f"[{repository}](https://github.com/{repository})" if repository else "",
+        ]
+        rows.append("| " + " | ".join(cells) + " |")
+    head = (
+        "# Systems\n\nPublished systems for few-step generation by their ids, and the "
+        f"entry of the catalogue that each is: {len(entry)} are there, the others are "
+        "planned. The last column names the authors' code of a planned one, where it "
+        "is public; [parity](parity.md) names that of the others.\n\n"
+        "| system | entry | configs | code |\n|---|---|---|---|\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
 def types() -> str:
     """``distilljax/methods/__init__.pyi``: what type checkers see of the factories."""
     found = [(CATALOGUE[name].factory.__module__, name) for name in CATALOGUE]
@@ -213,6 +246,9 @@ def pages(root: pathlib.Path) -> dict[pathlib.Path, Callable[[], str]]:
         root / "README.md": lambda: readme((root / "README.md").read_text()),
         root / "docs" / "methods.md": lambda: page(configs),
         root / "docs" / "compositions.md": compositions.page,
+        root / "docs" / "systems.md": lambda: systems(
+            (root / "docs" / "systems.tsv").read_text(), configs
+        ),
         root / "distilljax" / "methods" / "__init__.pyi": types,
     }
 

@@ -46,6 +46,7 @@ class Entry(NamedTuple):
       summary: what it does, in one line.
       teacher: whether it distils a teacher.
       makes: ``student``, a generator of few steps, ``teacher`` or ``restorer``.
+      systems: ids of further published systems that it is, under some of its options.
       differs: where the code departs from the paper or its release by choice; markdown.
     """
 
@@ -56,6 +57,7 @@ class Entry(NamedTuple):
     teacher: bool = True
     differs: str = ""
     makes: str = "student"
+    systems: tuple[str, ...] = ()
 
     @property
     def follows_flow(self) -> bool:
@@ -85,6 +87,7 @@ def register(
     teacher: bool = True,
     differs: str = "",
     makes: str = "student",
+    systems: tuple[str, ...] = (),
 ) -> Callable[[Factory], Factory]:
     """Enters the factory below it into the catalogue, under its own name.
 
@@ -97,6 +100,7 @@ def register(
       teacher: see `Entry`.
       differs: see `Entry`.
       makes: see `Entry`.
+      systems: see `Entry`.
 
     Raises:
       ValueError: for an unknown family, a citation of another method, or a second
@@ -126,7 +130,9 @@ def register(
         # What `wraps` leaves out.
         checked.__kwdefaults__ = factory.__kwdefaults__  # type: ignore[attr-defined]
         made = cast(Factory, checked)
-        _FOUND[name] = Entry(made, cite, family, summary, teacher, differs, makes)
+        _FOUND[name] = Entry(
+            made, cite, family, summary, teacher, differs, makes, systems
+        )
         return made
 
     return enter
