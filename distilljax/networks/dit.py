@@ -34,6 +34,7 @@ from distilljax.networks.embeddings import (
 from distilljax.networks.layout import rows_first
 from distilljax.networks.norms import layer_norm, pixel_norm, rms_norm
 from distilljax.runtime import words
+from distilljax.runtime.axes import with_parameters
 from distilljax.runtime.errors import unknown
 
 Array = jax.Array
@@ -282,8 +283,10 @@ class DiT(nnx.Module):
         # once, so that neither they nor their gradients pass through the scan. Each has
         # a vector of its own, for the kernels of a shared one would be transposed.
         own, kernels = nnx.split(self.blocks.modulation)
-        vectors = jnp.broadcast_to(c, (self.depth, *c.shape))
-        numbers = jax.vmap(lambda k, c: nnx.merge(own, k).numbers(c))(kernels, vectors)
+        vectors = jnp.broadcast_to(with_parameters(c), (self.depth, *c.shape))
+        make = jax.vmap(lambda kernel, c: nnx.merge(own, kernel).numbers(c))
+        # Over a mesh the vectors move, and what is made of them: no kernel does.
+        numbers = with_parameters(make(kernels, vectors), 1)
         graph, used, stacked = nnx.split(
             self.blocks, nnx.PathContains("modulation"), ...
         )

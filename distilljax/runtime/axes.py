@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, auto_axes
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, auto_axes
 
 Array = jax.Array
 # Mesh axes along which a batch is split. Along the first every device, or group of
@@ -34,6 +34,27 @@ def looked_up(table: Array, index: Array | int) -> Array:
         return table[index]
     spec = PartitionSpec(*split.spec, *(None,) * (table.ndim - 1))
     return table.at[index].get(out_sharding=NamedSharding(split.mesh, spec))
+
+
+def with_parameters(x: Array, axis: int = 0) -> Array:
+    """A small array split as parameters are not, so that it moves and they do not.
+
+    A product of an array whose batch is split along ``fsdp`` with parameters that are
+    split along it too gathers the parameters; this gathers the array.
+
+    Args:
+      x: any array.
+      axis: of its batch, which stays split along ``data``.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return x
+    if mesh.shape.get(ROWS[1], 1) == 1 or x.shape[axis] % mesh.shape[PARTS]:
+        return x
+    spec = PartitionSpec(*(None,) * axis, PARTS)
+    if any(jax.typeof(x).sharding.spec):
+        return jax.sharding.reshard(x, spec)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def untyped(fn: Callable, *args: Any) -> Callable:

@@ -167,7 +167,8 @@ def _fits(hint: Any, value: Any) -> bool:
             return all(_fits(inner[0], part) for part in value)
         return len(inner) == len(value) and all(map(_fits, inner, value))
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping)
+        # A ConfigDict is one in all but its type.
+        return isinstance(value, Mapping) or hasattr(value, "items")
     if Callable in (hint, origin) or (_is_protocol(hint) and _is_called(hint)):
         return callable(value)
     if _is_protocol(hint):

@@ -15,6 +15,7 @@ from distilljax.diffusion.times import (
     Law,
     LogNormal,
     Ramp,
+    Schedule,
     Shifted,
     TableGrid,
     Uniform,
@@ -54,8 +55,8 @@ RCM_GRID = TableGrid(
 )
 def rcm(
     *,
-    scm_weight: float = 100.0,
-    dmd_weight: float = 1.0,
+    scm_weight: Schedule = 100.0,
+    dmd_weight: Schedule = 1.0,
     warmup: Cycles = 1000,
     law: Law = LogNormal(0.7, 1.6),
     dmd_law: Law = InClock(Shifted(Uniform(), 5.0)),

@@ -40,7 +40,7 @@ SANA_SPRINT = Citation(
 )
 def sana_sprint(
     *,
-    adversarial_weight: float = 0.5,
+    adversarial_weight: Schedule = 0.5,
     scm_weight: Schedule | None = None,
     law: Law = ArctanNormal(0.2 + math.log(2.0), 1.6),
     noise_law: Law = ArctanNormal(-0.6 + math.log(2.0), 1.0),
