@@ -286,7 +286,7 @@ class DiT(nnx.Module):
         vectors = jnp.broadcast_to(with_parameters(c), (self.depth, *c.shape))
         make = jax.vmap(lambda kernel, c: nnx.merge(own, kernel).numbers(c))
         # Over a mesh the vectors move, and what is made of them: no kernel does.
-        numbers = with_parameters(make(kernels, vectors), 1)
+        numbers = with_parameters(make(kernels, vectors), 1, features=True)
         graph, used, stacked = nnx.split(
             self.blocks, nnx.PathContains("modulation"), ...
         )

@@ -36,8 +36,8 @@ def looked_up(table: Array, index: Array | int) -> Array:
     return table.at[index].get(out_sharding=NamedSharding(split.mesh, spec))
 
 
-def with_parameters(x: Array, axis: int = 0) -> Array:
-    """A small array split as parameters are not, so that it moves and they do not.
+def with_parameters(x: Array, axis: int = 0, *, features: bool = False) -> Array:
+    """A small array split as parameters are, so that it moves and they do not.
 
     A product of an array whose batch is split along ``fsdp`` with parameters that are
     split along it too gathers the parameters; this gathers the array.
@@ -45,16 +45,22 @@ def with_parameters(x: Array, axis: int = 0) -> Array:
     Args:
       x: any array.
       axis: of its batch, which stays split along ``data``.
+      features: whether its last axis is split along ``fsdp``, as what parameters make
+        is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or AxisType.Manual in mesh.axis_types:
         return x
-    if mesh.shape.get(ROWS[1], 1) == 1 or x.shape[axis] % mesh.shape[PARTS]:
+    count = mesh.shape.get(ROWS[1], 1)
+    if count == 1 or x.shape[axis] % mesh.shape[PARTS]:
         return x
-    spec = PartitionSpec(*(None,) * axis, PARTS)
+    spec = [None] * x.ndim
+    spec[axis] = PARTS
+    if features and x.shape[-1] % count == 0:
+        spec[-1] = ROWS[1]
     if any(jax.typeof(x).sharding.spec):
-        return jax.sharding.reshard(x, spec)
-    return jax.lax.with_sharding_constraint(x, spec)
+        return jax.sharding.reshard(x, PartitionSpec(*spec))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def untyped(fn: Callable, *args: Any) -> Callable:
