@@ -199,7 +199,7 @@ def systems(known: str, configs: Iterable[str]) -> str:
         name, repository = entry.get(system), code.get(system, "")
         cells = [
             f"`{system}`",
-            f"[`{name}`](methods.md#{name})" if name else "",
+            f"`{name}`" if name else "",
             ", ".join(by_method.get(name or "", [])),
             f"[{repository}](https://github.com/{repository})" if repository else "",
         ]
