@@ -198,12 +198,11 @@ def composed_entry(entries: Mapping[str, Entry], weights: Mapping[str, float]) -
 
     def settings(cycles: int) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
-        for name, entry in entries.items():
+        # The first one last, whose sections hold where several have one of a name.
+        for name, entry in reversed(entries.items()):
             own = entry.settings(cycles)
-            found |= {f"{name}_{role}": section for role, section in own.items()}
-            found = {**own, **found}
-        first = next(iter(entries.values()))
-        return {**found, **first.settings(cycles)}
+            found |= {**own, **{f"{name}_{role}": own[role] for role in own}}
+        return found
 
     known = list(entries.values())
     trips = [entry.trips for entry in known if entry.trips is not None]

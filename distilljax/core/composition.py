@@ -15,14 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distilljax.core.joining import STUDENT, join, rounds
+from distilljax.core.joining import STUDENT, join
 from distilljax.core.method import (
     Citation,
     Method,
     Phase,
     Role,
     Sampling,
-    Stage,
     Term,
     check,
 )
@@ -109,10 +108,10 @@ def compose(
     for part in parts[1:]:
         out = join(out, part, repeats)
     _check_known("role in roles", roles or {}, out.roles)
-    every = [p for phases in rounds(out) for p in phases]
+    every = [p for phases in out.rounds for p in phases]
     _check_known("draw in draws", draws or {}, {n for p in every for n in p.draws})
     _check_known("phase in repeats", repeats, {p.name for p in every})
-    out = _mapped(out, lambda p: p._replace(repeat=repeats.get(p.name, p.repeat)))
+    out = out.with_phases(lambda p: p._replace(repeat=repeats.get(p.name, p.repeat)))
     return check(
         out._replace(
             name=out.name if name is None else name,
@@ -126,16 +125,6 @@ def _check_known(label: str, given: Mapping[str, Any], known: Any) -> None:
     for key in given:
         if key not in known:
             raise ValueError(unknown(label, key, known))
-
-
-def _mapped(method: Method, change: Callable[[Phase], Phase]) -> Method:
-    """The method with every phase changed."""
-    return method._replace(
-        phases=tuple(change(p) for p in method.phases),
-        stages=tuple(
-            Stage(s.until, tuple(change(p) for p in s.phases)) for s in method.stages
-        ),
-    )
 
 
 # What is given or changed before methods meet.
@@ -159,7 +148,7 @@ def _weighted(method: Method, weight: Schedule) -> Method:
             return phase._replace(merge=_Scaled(phase.merge, weight))
         return phase._replace(terms=tuple(_scaled(t, weight) for t in phase.terms))
 
-    return _mapped(method, change)
+    return method.with_phases(change)
 
 
 def _given(
@@ -176,7 +165,7 @@ def _given(
         n: roles[n]._replace(needs=roles[n].needs | r.needs) if n in roles else r
         for n, r in method.roles.items()
     }
-    return _mapped(method._replace(roles=own), change)
+    return method._replace(roles=own).with_phases(change)
 
 
 def _called(method: Method, roles: Mapping[str, str]) -> Method:
@@ -186,7 +175,7 @@ def _called(method: Method, roles: Mapping[str, str]) -> Method:
             known = [role for role in method.roles if role != STUDENT]
             raise ValueError(unknown(f"role of {method.name!r} in rename", old, known))
     phases = {
-        p.name: roles[p.name] for ps in rounds(method) for p in ps if p.name in roles
+        p.name: roles[p.name] for ps in method.rounds for p in ps if p.name in roles
     }
     return renamed(method, Names(roles, phases)) if roles else method
 

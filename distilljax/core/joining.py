@@ -14,12 +14,6 @@ from distilljax.core.renaming import Names, renamed, renamed_phase
 STUDENT = "student"
 
 
-def rounds(method: Method) -> Iterator[tuple[Phase, ...]]:
-    """The phases of every stage and those after them."""
-    yield from (stage.phases for stage in method.stages)
-    yield method.phases
-
-
 class _Pair(NamedTuple):
     """Two methods that meet, and what the later one has under names of its own."""
 
@@ -205,7 +199,7 @@ def _trained_together(pair: _Pair, apart: set[str]) -> set[str]:
     found = {role for x, y in together for role in x.trains if role in y.trains}
     names = [{phase.name for phase in side} for side in zip(*together, strict=True)]
     for method, known in zip((pair.a, pair.b), names or [set(), set()], strict=True):
-        for phases in rounds(method):
+        for phases in method.rounds:
             for phase in phases:
                 if phase.name not in known:
                     found -= set(phase.trains)
@@ -286,16 +280,14 @@ def _one_student(a: Method, b: Method) -> Role:
                 f"{a.name!r} and {getattr(y, field)!r} in {b.name!r}: {reason}; give "
                 "one record for both with roles={'student': ...} if they are one"
             )
-    starts = [
-        start for start in ("teacher", x.init, y.init) if start in (x.init, y.init)
-    ]
-    known = [start for start in starts if start != "random"] or ["random"]
-    if len(set(known)) > 1 and "teacher" not in known:
+    starts = {x.init, y.init} - {"random"} or {"random"}
+    start = "teacher" if "teacher" in starts else starts.pop()
+    if start != "teacher" and starts:
         raise ValueError(
             f"compose: the student starts from {x.init!r} in {a.name!r} and from "
             f"{y.init!r} in {b.name!r}; say which with roles={{'student': ...}}"
         )
-    return x._replace(init=known[0])
+    return x._replace(init=start)
 
 
 def _join_phase(a: Phase, b: Phase, repeat: int, repeats: Mapping[str, int]) -> Phase:

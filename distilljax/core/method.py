@@ -218,10 +218,24 @@ class Method(NamedTuple):
         return self.phases
 
     @property
+    def rounds(self) -> tuple[tuple[Phase, ...], ...]:
+        """Phases of every stage, and those that run after all of them."""
+        return (*(stage.phases for stage in self.stages), self.phases)
+
+    def with_phases(self, change: Callable[[Phase], Phase]) -> Method:
+        """The method with every phase changed, those of its stages too."""
+        return self._replace(
+            phases=tuple(change(phase) for phase in self.phases),
+            stages=tuple(
+                Stage(stage.until, tuple(change(phase) for phase in stage.phases))
+                for stage in self.stages
+            ),
+        )
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """Roles that some phase or stage trains, in order of the roles."""
-        every = [self.phases, *(stage.phases for stage in self.stages)]
-        names = {r for phases in every for phase in phases for r in phase.trains}
+        names = {r for phases in self.rounds for phase in phases for r in phase.trains}
         return tuple(r for r in self.roles if r in names)
 
     @property
@@ -252,7 +266,7 @@ def check(method: Method) -> Method:
         if stage.until <= last:
             raise ValueError(f"{where}: stages must end at increasing cycles > 0")
         last = stage.until
-    for phases in (method.phases, *(stage.phases for stage in method.stages)):
+    for phases in method.rounds:
         _check_phases(where, method, phases)
     for name, role in method.roles.items():
         if role.follow is not None and role.follow.of not in method.roles:

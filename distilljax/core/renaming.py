@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from distilljax.core.context import Context
-from distilljax.core.method import Method, Out, Phase, Role, Stage, Term
+from distilljax.core.method import Method, Out, Phase, Role, Term
 
 Pairs = tuple[tuple[str, str], ...]
 
@@ -180,16 +180,11 @@ def renamed(method: Method, names: Names) -> Method:
     memory, role = method.memory, method.sampling.role
     if memory is not None and names.memory:
         memory = _Remembered(memory, _pairs(names.memory))
-    return method._replace(
+    return method.with_phases(lambda p: renamed_phase(p, names))._replace(
         roles={
             names.roles.get(name, name): _renamed_role(role, names)
             for name, role in method.roles.items()
         },
-        phases=tuple(renamed_phase(p, names) for p in method.phases),
-        stages=tuple(
-            Stage(stage.until, tuple(renamed_phase(p, names) for p in stage.phases))
-            for stage in method.stages
-        ),
         memory=memory,
         sampling=dataclasses.replace(method.sampling, role=names.roles.get(role, role)),
     )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from distilljax.core.binding import Network
-from distilljax.core.method import Method, Phase, Role, Stage, check
+from distilljax.core.method import Method, Phase, Role, check
 from distilljax.runtime.errors import unknown
 
 Array = jax.Array
@@ -172,13 +172,4 @@ def with_lora(
     def adapted(phase: Phase) -> Phase:
         return phase._replace(trains=tuple(names.get(r, r) for r in phase.trains))
 
-    return check(
-        method._replace(
-            roles=players,
-            phases=tuple(map(adapted, method.phases)),
-            stages=tuple(
-                Stage(stage.until, tuple(map(adapted, stage.phases)))
-                for stage in method.stages
-            ),
-        )
-    )
+    return check(method.with_phases(adapted)._replace(roles=players))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distilljax.core.method import Method, Phase, batches
+from distilljax.core.method import Method, batches
 from distilljax.runtime.errors import unknown
 from distilljax.training import distributed
 from distilljax.training.claim import changes
@@ -19,10 +19,6 @@ from distilljax.training.digests import not_finite
 from distilljax.training.placement import share
 from distilljax.training.roles import Setup
 from distilljax.training.state import TrainState
-
-
-def _all_phases(method: Method) -> tuple[tuple[Phase, ...], ...]:
-    return (*(stage.phases for stage in method.stages), method.phases)
 
 
 def check_source(method: Method, data: Any) -> None:
@@ -195,7 +191,7 @@ def check_setup(setup: Setup) -> None:
                 "it was trained and what it predicts; build it with path= and "
                 "prediction=, for example path=paths.linear(), prediction='velocity'"
             )
-    names = {phase.name for phases in _all_phases(method) for phase in phases}
+    names = {phase.name for phases in method.rounds for phase in phases}
     for name, role in method.roles.items():
         after = None if role.follow is None else role.follow.after
         if after is not None and after not in names:
@@ -213,7 +209,7 @@ def _check_sizes(setup: Setup) -> None:
             f"batch_size must be a multiple of accumulate, got {config.batch_size} and "
             f"{stacked}"
         )
-    for phases in _all_phases(setup.method):
+    for phases in setup.method.rounds:
         for phase in phases:
             micro = setup.accumulate(phase)
             if config.batch_size % (micro * config.rows):
